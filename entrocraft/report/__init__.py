@@ -1,0 +1,92 @@
+"""From run directories to figures and one self-contained page.
+
+Everything here is drawn from ``metrics.jsonl`` and ``config.yaml`` alone, so a report can be made
+of a run that is still going, was killed, or was copied from another machine.
+
+    from entrocraft.report import write_report
+    write_report(["runs/tilt", "runs/plain"], "report/")
+
+Names load on first use: importing this package imports neither matplotlib, Jinja2 nor rich.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entrocraft.report.figures import control_figure, entropy_figure, reward_figure
+    from entrocraft.report.groups import (
+        Cell,
+        Group,
+        Row,
+        Spread,
+        describe_group,
+        group_summaries,
+        table_rows,
+    )
+    from entrocraft.report.page import write_report
+    from entrocraft.report.runs import Run, RunError, load_run
+    from entrocraft.report.summary import PassAtK, Summary, describe, summarise, verdict
+    from entrocraft.report.svg import save_png, to_svg
+    from entrocraft.report.table import render_table
+
+_HOME = {
+    "Cell": "groups",
+    "Group": "groups",
+    "PassAtK": "summary",
+    "Row": "groups",
+    "Run": "runs",
+    "RunError": "runs",
+    "Spread": "groups",
+    "Summary": "summary",
+    "control_figure": "figures",
+    "describe": "summary",
+    "describe_group": "groups",
+    "entropy_figure": "figures",
+    "group_summaries": "groups",
+    "load_run": "runs",
+    "render_table": "table",
+    "reward_figure": "figures",
+    "save_png": "svg",
+    "summarise": "summary",
+    "table_rows": "groups",
+    "to_svg": "svg",
+    "verdict": "summary",
+    "write_report": "page",
+}
+
+__all__ = [
+    "Cell",
+    "Group",
+    "PassAtK",
+    "Row",
+    "Run",
+    "RunError",
+    "Spread",
+    "Summary",
+    "control_figure",
+    "describe",
+    "describe_group",
+    "entropy_figure",
+    "group_summaries",
+    "load_run",
+    "render_table",
+    "reward_figure",
+    "save_png",
+    "summarise",
+    "table_rows",
+    "to_svg",
+    "verdict",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,39 @@
+"""The table of numbers for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from entrocraft.report.groups import UNSTEERED, UNSTEERED_NOTE, Cell, table_header, table_rows
+from entrocraft.report.summary import Summary
+
+
+def render_table(summaries: Sequence[Summary]) -> Table:
+    """Return a table with one row per run, or per group of seeds with mean and range.
+
+    Columns: run, tracking error (nats per token), final reward, pass@1 and the largest pass@k
+    from the first to the last evaluation, kept share of rollouts, saturated share of steps.
+    Print it with ``rich.console.Console().print(table)``.
+    """
+    rows = table_rows(summaries)
+    marked = any(cell.value.endswith(UNSTEERED) for row in rows for cell in row.cells)
+    table = Table(caption=UNSTEERED_NOTE if marked else None, caption_justify="left")
+    table.add_column("run", overflow="fold")
+    for title in table_header(summaries):
+        table.add_column(title, justify="right")
+    for row in rows:
+        name = Text(row.name)  # Text, not str: square brackets in a name are not rich markup
+        if row.runs > 1:
+            name.append(f"\n{row.runs} seeds", style="dim")
+        table.add_row(name, *map(_text, row.cells))
+    return table
+
+
+def _text(cell: Cell) -> Text:
+    text = Text(cell.value)
+    if cell.range:
+        text.append(f"\n{cell.range}", style="dim")
+    return text

@@ -1,0 +1,430 @@
+"""Reports from run directories: loading, numbers, words, figures and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+from entrocraft.report import (
+    RunError,
+    control_figure,
+    describe,
+    describe_group,
+    entropy_figure,
+    group_summaries,
+    load_run,
+    render_table,
+    reward_figure,
+    save_png,
+    summarise,
+    to_svg,
+    verdict,
+    write_report,
+)
+from entrocraft.report.marks import smooth
+from entrocraft.report.style import place_apart
+
+
+def write_run(
+    path: Path, records: list[dict] | str, rule: str | None = "tilt", **config: object
+) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    control = {"rule": rule, "schedule": "linear(initial, 0.6*initial, 40)", "effect": "logit"}
+    (path / "config.yaml").write_text(yaml.safe_dump({"control": control, **config}))
+    if not isinstance(records, str):
+        records = "".join(json.dumps(record) + "\n" for record in records)
+    (path / "metrics.jsonl").write_text(records)
+    return path
+
+
+def records(
+    offset: float = 0.0, steps: int = 40, probe: bool = True, control: bool = True
+) -> list[dict]:
+    """A run whose probe is `offset` above the target, 0.5 -> 0.3; saturated from step 31 on."""
+    log: list[dict] = []
+    if probe:
+        log.append({"step": 0, "entropy/probe": 0.5, "eval/pass@1": 0.2, "eval/pass@4": 0.4})
+    for step in range(1, steps + 1):
+        target = 0.5 - 0.2 * step / 40
+        record = {
+            "step": step,
+            "reward": step / 100,
+            "seconds": 2.0 * step,
+            "entropy/target": target,
+            "entropy/measured": target + offset + (0.02 if step % 2 else -0.02),
+            "entropy/estimate": target + offset,
+        }
+        if control:
+            record |= {
+                "entropy/pressure": 0.1,
+                "entropy/predicted_change": 0.001,
+                "entropy/kept_fraction": 0.8,
+                "entropy/authority_up": 0.004,
+                "entropy/authority_down": -0.006,
+                "entropy/saturated": int(step > 30),
+            }
+        if probe and step % 10 == 0:
+            record |= {
+                "entropy/probe": target + offset,
+                "entropy/probe_stderr": 0.004,
+                "eval/pass@1": 0.2 + step / 100,
+                "eval/pass@1_stderr": 0.01,
+                "eval/pass@4": 0.4 + step / 100,
+            }
+        log.append(record)
+    return log
+
+
+# Loading ------------------------------------------------------------------------------------
+
+
+def test_load_columns_with_nan_where_a_key_is_missing(tmp_path):
+    run = load_run(write_run(tmp_path / "a", records(), name="tilt-seed3", seed=3))
+    assert run.steps.tolist() == list(range(41))
+    assert np.isnan(run.column("reward")[0])
+    assert run.points("entropy/probe")[0].tolist() == [0, 10, 20, 30, 40]
+    assert np.isnan(run.column("never/logged")).all()
+    assert (run.name, run.group, run.seed, run.rule) == ("tilt-seed3", "tilt", 3, "tilt")
+    assert run.ks == [1, 4]
+
+
+def test_cut_off_last_line_is_left_out_and_noted(tmp_path):
+    text = '{"step": 1, "reward": 0.5}\n{"step": 2, "rew'
+    run = load_run(write_run(tmp_path, text))
+    assert run.steps.tolist() == [1]
+    assert "Line 2" in run.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"step": 1, "reward": 1}\n{"step": 2, \n{"step": 3, "reward": 1}\n', ["line 2", "delet"]),
+        ('{"step": 1, "reward": 1}\n[1, 2]\n', ["line 2", '"step"']),
+        ('{"reward": 1}\n', ["line 1", '"step"']),
+        ('{"step": 1.5}\n', ["line 1", '"step"']),
+        ('{"step": NaN}\n', ["line 1", '"step"']),
+        ('{"step": Infinity}\n', ["line 1", '"step"']),
+        ('{"step": 1, "reward": "high"}\n', ["line 1", "reward", "number"]),
+        ("", ["no complete record", "wait"]),
+        ('{"step": 1', ["no complete record"]),
+    ],
+)
+def test_unreadable_metrics_name_file_line_and_remedy(tmp_path, text, words):
+    write_run(tmp_path, text)
+    with pytest.raises(RunError) as error:
+        load_run(tmp_path)
+    for word in ["metrics.jsonl", *words]:
+        assert word in str(error.value)
+
+
+def test_missing_directory_metrics_and_bad_config(tmp_path):
+    with pytest.raises(RunError, match="not a directory"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="does not exist"):
+        load_run(tmp_path)
+    write_run(tmp_path, records())
+    (tmp_path / "config.yaml").write_text("a: 1\nb: [1, 2\n")
+    with pytest.raises(RunError, match=r"config.yaml, line \d"):
+        load_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("- 1\n")
+    with pytest.raises(RunError, match="mapping"):
+        load_run(tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    run = load_run(tmp_path)
+    assert run.name == tmp_path.name
+    assert run.controlled  # a pressure was logged
+    assert "config.yaml" in run.notes[0]
+
+
+def test_resumed_run_keeps_the_later_part(tmp_path):
+    before = [{"step": s, "reward": 0.0} for s in (1, 2, 3, 4)]
+    after = [{"step": s, "reward": 1.0} for s in (3,)]
+    run = load_run(write_run(tmp_path, before + after))
+    assert run.steps.tolist() == [1, 2, 3]  # step 4 belongs to the part that was abandoned
+    assert run.column("reward").tolist() == [0, 0, 1]
+
+
+def test_one_step_in_two_parts_is_merged(tmp_path):
+    log = [{"step": 1, "reward": 0.5}, {"step": 2, "reward": 0.6}, {"step": 1, "eval/pass@1": 0.1}]
+    run = load_run(write_run(tmp_path, log))
+    assert run.steps.tolist() == [1, 2]
+    assert run.column("reward").tolist() == [0.5, 0.6]
+    assert run.points("eval/pass@1")[1].tolist() == [0.1]
+
+
+def test_null_text_and_switches_in_records(tmp_path):
+    log = [{"step": 1, "reward": None, "note": "text", "entropy/saturated": True}]
+    run = load_run(write_run(tmp_path, log))
+    assert not run.has("reward")
+    assert run.column("entropy/saturated").tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("directory", "config", "group"),
+    [
+        ("x", {"name": "tilt", "seed": 1}, "tilt"),
+        ("x", {"name": "tilt-seed1", "seed": 1}, "tilt"),
+        ("x", {"name": "tilt_s1", "seed": 1}, "tilt"),
+        ("x", {"name": "tilt-s8", "seed": 1}, "tilt-s8"),
+        ("plain/seed2", {}, "plain"),
+        ("gpt2-levels2", {"seed": 2}, "gpt2-levels2"),
+    ],
+)
+def test_group_is_the_name_without_its_seed(tmp_path, directory, config, group):
+    assert load_run(write_run(tmp_path / directory, records(), **config)).group == group
+
+
+# Numbers and words --------------------------------------------------------------------------
+
+
+def test_summary_against_hand_computed_values(tmp_path):
+    run = load_run(
+        write_run(tmp_path, records(offset=0.01), seed=7, command=["entrocraft", "train", "a b"])
+    )
+    s = summarise(run)
+    assert s.tracking_error == pytest.approx(0.01)  # steps 30 and 40; 20 is still burn-in
+    assert s.tracking_bias == pytest.approx(0.01)
+    assert s.tracking_end == pytest.approx(0.01)
+    assert s.tracking_points == 2
+    assert s.probe_stderr == pytest.approx(0.004)
+    assert s.tracking_error_measured == pytest.approx(0.02)  # |0.01 +- 0.02| = 0.03 or 0.01
+    assert s.final_reward == pytest.approx(0.305)  # mean of 0.21 ... 0.40
+    assert s.final_reward_steps == 20
+    assert s.pass_at["pass@1"].first == pytest.approx(0.2)
+    assert s.pass_at["pass@1"].last == pytest.approx(0.6)
+    assert (s.pass_at["pass@1"].first_stderr, s.pass_at["pass@1"].last_stderr) == (None, 0.01)
+    assert s.pass_at["pass@4"].last_step == 40
+    assert s.kept_fraction == pytest.approx(0.8)
+    assert s.saturated_share == pytest.approx(0.25)
+    assert s.saturated_first == 31
+    assert (s.entropy_start, s.entropy_end) == (0.5, pytest.approx(0.31))
+    assert (s.steps, s.seconds) == (40, 80.0)
+    assert s.command == "entrocraft train 'a b'"
+    assert json.loads(json.dumps(asdict(s), allow_nan=False))["pass_at"]["pass@1"]["first"] == 0.2
+
+
+def test_target_is_interpolated_between_logged_steps(tmp_path):
+    log = [
+        {"step": 20, "entropy/target": 0.4},
+        {"step": 25, "entropy/probe": 0.36},
+        {"step": 30, "entropy/target": 0.3},
+    ]
+    s = summarise(load_run(write_run(tmp_path, log)))
+    assert s.tracking_error == pytest.approx(0.01)  # target 0.35 at step 25
+
+
+def test_describe_judges_honestly(tmp_path):
+    def words(log, rule="tilt"):
+        s = summarise(load_run(write_run(tmp_path, log, rule=rule)))
+        return verdict(s), describe(s)
+
+    followed = words(records(offset=0.01))
+    assert followed[0] == "followed"
+    assert "followed the target within 0.010 nats" in followed[1]
+    assert "at its limit on 25 % of the steps, first at step 31" in followed[1]
+    assert "pass@1 went from 0.20 to 0.60" in followed[1]
+    assert words(records(offset=0.05))[0] == "near"
+    missed = words(records(offset=-0.2))
+    assert missed[0] == "missed"
+    assert "did not follow the target: it was 0.200 nats away and mostly below it" in missed[1]
+    assert "the band was left on 25 %" in words(records(), rule="sign")[1]
+    assert "No probe" not in followed[1]
+    no_probe = words(records(probe=False))
+    assert no_probe[0] == "followed"
+    assert "no probe was logged" in no_probe[1]
+    assert "Too early to judge" in words(records(steps=8))[1]
+    assert "logged no target" in words([{"step": 1, "reward": 0.1}])[1]
+
+
+def test_describe_a_run_that_left_the_target_at_the_end(tmp_path):
+    log = records()
+    log[-1]["entropy/probe"] = 0.1
+    s = summarise(load_run(write_run(tmp_path, log)))
+    assert s.tracking_error == pytest.approx(0.1)
+    assert verdict(s) == "missed"
+    log += [{"step": step, "entropy/target": 0.3, "entropy/probe": 0.3} for step in range(41, 46)]
+    log.append({"step": 46, "entropy/target": 0.3, "entropy/probe": 0.2})
+    s = summarise(load_run(write_run(tmp_path, log)))
+    assert verdict(s) == "left"
+    assert "0.100 below it at the last probe" in describe(s)
+
+
+def test_uncontrolled_run_is_not_judged(tmp_path):
+    s = summarise(load_run(write_run(tmp_path, records(offset=-0.1, control=False), rule=None)))
+    assert verdict(s) is None
+    assert describe(s).startswith("Nothing steered entropy; it fell from 0.50 to 0.20 nats.")
+    assert s.saturated_share is None
+
+
+def test_seeds_are_aggregated(tmp_path):
+    dirs = [
+        write_run(tmp_path / f"tilt-seed{i}", records(offset=0.01 * i), name="tilt", seed=i)
+        for i in range(3)
+    ]
+    dirs.append(write_run(tmp_path / "[plain]", records(control=False), rule=None))
+    summaries = [summarise(load_run(d)) for d in dirs]
+    tilt, plain = group_summaries(summaries)
+    spread = tilt.spread(lambda s: s.tracking_error)
+    assert (spread.mean, spread.low, spread.high) == pytest.approx((0.01, 0.0, 0.02))
+    assert tilt.seeds == "0, 1, 2"
+    assert "followed the target in 3 of 3 runs" in describe_group(tilt)
+    assert describe_group(plain) == describe(summaries[3])
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_table(summaries))
+    text = console.export_text()
+    for expected in ("0.010", "0.000 to 0.020", "3 seeds", "[plain]", "0.000 *", "pass@4", "80 %"):
+        assert expected in text
+
+
+# Figures and page ---------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load, the ids, and the tags that were opened."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in {"src", "href", "xlink:href", "srcset", "action", "data"}:
+                self.loads.append(value)
+            if name == "id":
+                self.ids.append(value)
+
+
+def check_page(path: Path) -> Page:
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert "script" not in page.tags
+    assert all(load.startswith(("#", "data:,")) for load in page.loads)
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    assert len(page.ids) == len(set(page.ids))
+    assert {load[1:] for load in page.loads if load[0] == "#"} <= set(page.ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(page.ids)
+    return page
+
+
+def test_report_of_one_run_goes_into_its_directory(tmp_path):
+    run = write_run(tmp_path / "run", records(), name="first", command="entrocraft train x.yaml")
+    page = write_report([run])
+    assert page == run / "report.html"
+    assert (run / "entropy.png").read_bytes().startswith(b"\x89PNG")
+    (summary,) = json.loads((run / "summary.json").read_text())
+    assert summary["name"] == "first"
+    assert summary["description"].startswith("Entropy followed")
+    text = page.read_text(encoding="utf-8")
+    assert check_page(page).tags.count("svg") == 6  # three figures, for two widths each
+    assert "entrocraft train x.yaml" in text
+    assert "Entropy followed the target" in text
+    figure = entropy_figure([load_run(run)])
+    assert to_svg(figure, "entropy-wide", "").split(">", 1)[1] in text  # the same bytes each time
+
+
+def test_report_escapes_what_a_run_says(tmp_path):
+    evil = '<script>alert(1)</script>" $x_{ & _'
+    runs = [
+        write_run(tmp_path / "a", records(steps=9), name=evil, command=evil, note="</pre><img>"),
+        write_run(tmp_path / "b", records(steps=9), name="_hidden"),
+    ]
+    page = write_report(runs, tmp_path / "out")
+    assert "img" not in check_page(page).tags
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)" in text
+    assert "_hidden" in text
+
+
+def test_report_of_many_runs(tmp_path):
+    runs = [
+        write_run(
+            tmp_path / f"{rule}-seed{seed}", records(steps=9, control=bool(rule)), rule, seed=seed
+        )
+        for rule in ("tilt", "sign", None)
+        for seed in (0, 1)
+    ]
+    page = write_report(runs, tmp_path / "all" / "compare.html")
+    assert page.name == "compare.html"
+    assert (page.parent / "entropy.png").is_file()
+    assert len(json.loads((page.parent / "summary.json").read_text())) == 6
+    check_page(page)
+    text = page.read_text(encoding="utf-8")
+    assert "mean of 2 runs, seeds 0, 1" in text
+    assert "Nothing steered" in text
+
+
+def test_report_needs_runs_and_a_place(tmp_path):
+    run = write_run(tmp_path / "a", records())
+    with pytest.raises(ValueError, match="at least one"):
+        write_report([])
+    with pytest.raises(ValueError, match="where the shared report goes"):
+        write_report([run, run])
+    write_run(tmp_path / "empty", "")
+    with pytest.raises(RunError, match="no complete record"):
+        write_report([tmp_path / "empty"])
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        [{"step": 0, "entropy/probe": 0.5, "eval/pass@1": 0.1}],
+        [{"step": 1, "reward": 0.1}],
+        [{"step": 1}],
+        [{"step": 3, "entropy/measured": 0.4, "entropy/pressure": 0.0}],
+        records(steps=3, probe=False),
+        [{"step": s, "entropy/low": 0.1, "entropy/high": 0.2} for s in range(1, 4)],
+    ],
+)
+def test_whatever_was_logged_can_be_drawn(tmp_path, log):
+    run = load_run(write_run(tmp_path, log, rule="sign"))
+    assert describe(summarise(run))
+    for figure in (entropy_figure([run]), reward_figure([run]), control_figure([run])):
+        assert figure is None or to_svg(figure, "x", "x").endswith("</svg>")
+
+
+def test_figures_agree_on_colours_and_leave_settings_alone(tmp_path):
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    runs = [
+        load_run(write_run(tmp_path / "plain", records(control=False), None)),
+        load_run(write_run(tmp_path / "tilt", records())),
+    ]
+    entropy, control = entropy_figure(runs), control_figure(runs)
+    assert control_figure(runs[:1]) is None
+    tilt_colour = "#d55e00"  # the second name's, in the figure that shows only this run too
+    for figure in (entropy, control):
+        assert tilt_colour in {line.get_color() for line in figure.axes[0].lines}
+    assert to_svg(reward_figure(runs), "r", 'a "<b>"').startswith("<svg viewBox=")
+    save_png(entropy, tmp_path / "x.png")
+    assert dict(mpl.rcParams) == before
+
+
+def test_small_helpers():
+    assert smooth(np.array([1.0, 2.0, 6.0])).tolist() == [3.0, 3.0, 3.0]
+    assert smooth(np.arange(30.0))[15] == pytest.approx(15.0)
+    assert place_apart([0.5, 0.5, 0.1], 0.1, 0.0, 1.0) == pytest.approx([0.5, 0.6, 0.1])
+    assert place_apart([1.0, 1.0], 0.1, 0.0, 1.0) == pytest.approx([0.9, 1.0])
+
+
+def test_the_package_imports_lightly():
+    code = (
+        "import sys, entrocraft.report as r; heavy = {'matplotlib', 'jinja2', 'rich'}; "
+        "assert not heavy & {m for m in sys.modules if 'entrocraft' not in m} - before; r.Run"
+    )
+    code = f"import sys; import entrocraft; before = set(sys.modules); {code}"
+    subprocess.run([sys.executable, "-c", code], check=True)
