@@ -1,0 +1,199 @@
+"""The rollout batch: what a trainer shows an entropy method before the update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["RolloutBatch", "RolloutSums", "concatenate"]
+
+
+@dataclass(frozen=True)
+class RolloutSums:
+    """Per-rollout sums over response tokens: all that a decision needs and ranks exchange.
+
+    Every tensor is (B,) float64 except `group` ((B,) int64). `sensitivity` is None unless the
+    effect level needs token sensitivities.
+    """
+
+    advantages: Tensor
+    tokens: Tensor
+    logprob: Tensor
+    entropy: Tensor
+    sensitivity: Tensor | None = None
+    rewards: Tensor | None = None
+    group: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.advantages)
+
+    @property
+    def total_tokens(self) -> float:
+        """N: response tokens in the whole batch."""
+        return float(self.tokens.sum())
+
+    def mean_entropy(self) -> float:
+        """Token mean of the entropy, nats per token."""
+        return float(self.entropy.sum()) / self.total_tokens
+
+    def entropy_stderr(self) -> float:
+        """Return the standard error of `mean_entropy`, nats per token.
+
+        The ratio estimator over independent clusters: prompts if `group` is known, else rollouts.
+        """
+        residual = self.entropy - self.mean_entropy() * self.tokens
+        if self.group is not None:
+            _, index = torch.unique(self.group, return_inverse=True)
+            clusters = torch.zeros(int(index.max()) + 1, dtype=residual.dtype)
+            residual = clusters.index_add_(0, index, residual)
+        count = len(residual)
+        if count < 2:
+            return math.inf
+        spread = float(residual.square().sum()) * count / (count - 1)
+        return math.sqrt(spread) / self.total_tokens
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """One rollout batch of B rollouts, T response positions at most.
+
+    Attributes:
+        step: optimiser steps taken before this batch; the schedule's clock.
+        advantages: (B,), from any estimator; 0 means no vote.
+        mask: (B, T), true on the policy's own response tokens; padding and tool tokens are outside.
+        logprobs: (B, T), log-probability of each sampled token under the policy that is about to be
+            updated, at the sampling temperature.
+        entropies: (B, T), entropy of the temperature-scaled distribution at each position in nats,
+            or None: then the mean of -logprobs estimates it (unbiased if nothing truncates the
+            sampling).
+        sensitivity: (B, T), nats per unit of advantage (see `entrocraft.effects`), or None; needed
+            by the level `logit`.
+        rewards: (B,), raw rewards, or None; NaN marks an unscorable rollout. Needed by the rule
+            `switch`.
+        group: (B,), an integer for each prompt, or None; sharpens the standard error.
+        drift: nats already under way from the optimiser's momentum, or None.
+        optimiser_steps: optimiser steps that this batch will be used for.
+    """
+
+    step: int
+    advantages: Tensor
+    mask: Tensor
+    logprobs: Tensor
+    entropies: Tensor | None = None
+    sensitivity: Tensor | None = None
+    rewards: Tensor | None = None
+    group: Tensor | None = None
+    drift: float | None = None
+    optimiser_steps: int = 1
+
+    def sums(self) -> RolloutSums:
+        """Check the batch and add its tokens up, in float64 on the CPU.
+
+        Raises:
+            ValueError: a wrong shape, or a value that is not finite where it counts; the message
+                names the field, the place, the value and the remedy.
+        """
+        self._check_shapes()
+        mask = self.mask.detach().cpu().bool()
+        advantages = _finite_rows("advantages", self.advantages)
+        logprob = _masked_sum("logprobs", self.logprobs, mask)
+        if float(logprob.max()) > 1e-3:
+            row = int(logprob.argmax())
+            raise ValueError(
+                f"logprobs of rollout {row} add up to {float(logprob[row]):g} nats; a "
+                "log-probability is never positive: pass log p, neither -log p nor p"
+            )
+        if self.entropies is None:
+            entropy = -logprob
+        else:
+            entropy = _masked_sum("entropies", self.entropies, mask)
+            if float(entropy.min()) < -1e-3:
+                row = int(entropy.argmin())
+                raise ValueError(
+                    f"entropies of rollout {row} add up to {float(entropy[row]):g} nats; entropy "
+                    "is never negative: pass -sum p log p, not its negative"
+                )
+        sensitivity = None
+        if self.sensitivity is not None:
+            sensitivity = _masked_sum("sensitivity", self.sensitivity, mask)
+        return RolloutSums(
+            advantages=advantages,
+            tokens=mask.sum(-1).double(),
+            logprob=logprob,
+            entropy=entropy,
+            sensitivity=sensitivity,
+            rewards=None if self.rewards is None else self.rewards.detach().cpu().double(),
+            group=None if self.group is None else self.group.detach().cpu().long(),
+        )
+
+    def _check_shapes(self) -> None:
+        if self.mask.ndim != 2:
+            raise ValueError(f"mask must be (B, T), got shape {tuple(self.mask.shape)}")
+        rows = self.mask.shape[0]
+        if rows == 0:
+            raise ValueError("the rollout batch is empty; a decision needs at least one rollout")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, Tensor):
+                continue
+            per_row = field.name in ("advantages", "rewards", "group")
+            wanted = (rows,) if per_row else tuple(self.mask.shape)
+            if tuple(value.shape) != wanted:
+                raise ValueError(
+                    f"{field.name} has shape {tuple(value.shape)}, expected {wanted} "
+                    f"({'(B,)' if per_row else '(B, T)'} as given by mask)"
+                )
+        if self.optimiser_steps < 1:
+            raise ValueError(f"optimiser_steps must be at least 1, got {self.optimiser_steps}")
+
+
+def concatenate(parts: Sequence[RolloutSums]) -> RolloutSums:
+    """Join the sums of several ranks, in the order given.
+
+    Raises:
+        ValueError: no parts, or a field that some parts have and others lack.
+    """
+    if not parts:
+        raise ValueError("there are no sums to join; give those of at least one rank")
+    joined: dict[str, Any] = {}
+    for field in fields(RolloutSums):
+        values = [getattr(part, field.name) for part in parts]
+        missing = [index for index, value in enumerate(values) if value is None]
+        if missing and len(missing) < len(parts):
+            raise ValueError(
+                f"part {missing[0]} of {len(parts)} lacks {field.name}, which others have; give it "
+                "on every rank or on none"
+            )
+        joined[field.name] = None if missing else torch.cat(values)
+    return RolloutSums(**joined)
+
+
+def _finite_rows(name: str, values: Tensor) -> Tensor:
+    rows = values.detach().cpu().double()
+    bad = ~torch.isfinite(rows)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{name}[{row}] is {float(rows[row])}; {name} must be finite: give a rollout that "
+            "cannot be scored an advantage of 0"
+        )
+    return rows
+
+
+def _masked_sum(name: str, values: Tensor, mask: Tensor) -> Tensor:
+    tokens = values.detach().cpu().double()
+    tokens = torch.where(mask, tokens, torch.zeros_like(tokens))
+    bad = ~torch.isfinite(tokens)
+    if bool(bad.any()):
+        row, column = (int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"{name}[{row}, {column}] is {float(tokens[row, column])} inside the mask; {name} must "
+            "be finite on response tokens: mask tokens that the engine could not score, or "
+            "recompute them"
+        )
+    return tokens.sum(-1)

@@ -1,0 +1,434 @@
+"""Target entropy as a function of the optimiser step.
+
+A schedule is a callable ``step -> nats per token``. The factories below return small frozen objects
+that print as the text they can be read back from, so that one notation serves Python, YAML and
+checkpoints.
+
+Every level may be a number or an expression relative to the first entropy that the run measures:
+
+>>> schedule = linear("initial", "0.6*initial", steps=100)
+>>> schedule
+linear(initial, 0.6*initial, 100)
+>>> anchored = anchor(schedule, 0.5)
+>>> [round(anchored(step), 3) for step in (0, 50, 100, 500)]
+[0.5, 0.4, 0.3, 0.3]
+
+Plain functions of the step are schedules too; a controller takes either.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+__all__ = [
+    "Level",
+    "Schedule",
+    "anchor",
+    "constant",
+    "cosine",
+    "exponential",
+    "from_string",
+    "is_anchored",
+    "join",
+    "linear",
+    "piecewise",
+]
+
+Schedule = Callable[[float], float]
+"""Any callable from the optimiser step to the target entropy in nats per token."""
+
+_LONGEST_TEXT = 20_000
+
+
+@dataclass(frozen=True)
+class Level:
+    """An entropy level in nats per token: ``scale * initial + offset``.
+
+    ``initial`` is the entropy of the first rollout batch; ``scale == 0`` is a plain number.
+    """
+
+    scale: float
+    offset: float
+
+    def __post_init__(self) -> None:
+        _finite(self.scale)
+        _finite(self.offset)
+
+    def value(self, initial: float | None) -> float:
+        """Return the level in nats per token, given the initial entropy."""
+        if self.scale == 0:
+            return self.offset
+        if initial is None:
+            raise ValueError(
+                f"the level {self} is relative to the initial entropy, which is not known yet; a "
+                "controller measures it on its first batch, elsewhere call "
+                "schedules.anchor(schedule, initial)"
+            )
+        return self.scale * initial + self.offset
+
+    def __str__(self) -> str:
+        if self.scale == 0:
+            return _number(self.offset)
+        text = "initial" if self.scale == 1 else f"{_number(self.scale)}*initial"
+        if self.offset:
+            text += f" {'+' if self.offset > 0 else '-'} {_number(abs(self.offset))}"
+        return text
+
+
+class _Curve:
+    """What the factories return: callable, comparable, printable; subclasses define `_at`."""
+
+    initial: float | None
+
+    def __call__(self, step: float) -> float:
+        if not math.isfinite(step):
+            raise ValueError(f"a schedule needs a finite step, got {step}")
+        return self._at(max(float(step), 0.0))
+
+    def _at(self, step: float) -> float:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, repr=False)
+class _Ramp(_Curve):
+    """From `start` to `end` over `steps`, constant afterwards; `kind` names the shape between."""
+
+    kind: str
+    start: Level
+    end: Level
+    steps: int
+    initial: float | None = None
+
+    def _at(self, step: float) -> float:
+        first, last = self.start.value(self.initial), self.end.value(self.initial)
+        if self.kind == "constant":
+            return first
+        progress = min(step / self.steps, 1.0)
+        if self.kind == "exponential":
+            if first <= 0 or last <= 0:
+                raise ValueError(
+                    f"{self!r} needs levels above 0, got {first:g} and {last:g}; use linear or "
+                    "cosine"
+                )
+            return first * (last / first) ** progress
+        if self.kind == "cosine":
+            progress = 0.5 * (1 - math.cos(math.pi * progress))
+        return first * (1 - progress) + last * progress
+
+    def __repr__(self) -> str:
+        if self.kind == "constant":
+            return f"constant({self.start})"
+        return f"{self.kind}({self.start}, {self.end}, {self.steps})"
+
+
+@dataclass(frozen=True, repr=False)
+class _Piecewise(_Curve):
+    points: tuple[tuple[int, Level], ...]
+    initial: float | None = None
+
+    def _at(self, step: float) -> float:
+        left_step, left = self.points[0]
+        for right_step, right in self.points:
+            if step <= right_step:
+                low, high = left.value(self.initial), right.value(self.initial)
+                width = right_step - left_step
+                share = 1.0 if width == 0 else max(step - left_step, 0.0) / width
+                return low * (1 - share) + high * share
+            left_step, left = right_step, right
+        return left.value(self.initial)
+
+    def __repr__(self) -> str:
+        return f"piecewise([{', '.join(f'({step}, {level})' for step, level in self.points)}])"
+
+
+@dataclass(frozen=True, repr=False)
+class _Join(_Curve):
+    schedules: tuple[Schedule, ...]
+    boundaries: tuple[int, ...]
+    initial: float | None = None
+
+    def _at(self, step: float) -> float:
+        index = sum(step >= boundary for boundary in self.boundaries)
+        return self.schedules[index](step - (self.boundaries[index - 1] if index else 0))
+
+    def __repr__(self) -> str:
+        inner = ", ".join(repr(schedule) for schedule in self.schedules)
+        return f"join([{inner}], [{', '.join(map(str, self.boundaries))}])"
+
+
+def constant(level: float | str) -> Schedule:
+    """Hold one level (nats per token) for ever.
+
+    >>> constant(0.4)(1000)
+    0.4
+    """
+    return _Ramp("constant", _level(level), _level(level), 1)
+
+
+def linear(start: float | str, end: float | str, steps: int) -> Schedule:
+    """Go from `start` to `end` in a straight line over `steps` optimiser steps, then stay.
+
+    >>> schedule = linear(0.6, 0.3, 300)
+    >>> [round(schedule(step), 3) for step in (0, 100, 300, 301)]
+    [0.6, 0.5, 0.3, 0.3]
+    """
+    return _Ramp("linear", _level(start), _level(end), _steps(steps))
+
+
+def cosine(start: float | str, end: float | str, steps: int) -> Schedule:
+    """Half a cosine from `start` to `end`: ``start + (end - start) (1 - cos(pi t / steps)) / 2``.
+
+    >>> schedule = cosine(0.6, 0.2, 100)
+    >>> [round(schedule(step), 3) for step in (0, 25, 50, 100, 200)]
+    [0.6, 0.541, 0.4, 0.2, 0.2]
+    """
+    return _Ramp("cosine", _level(start), _level(end), _steps(steps))
+
+
+def exponential(start: float | str, end: float | str, steps: int) -> Schedule:
+    """Geometric interpolation: ``start (end / start)^(t / steps)``; both levels above 0.
+
+    >>> schedule = exponential(0.8, 0.2, 100)
+    >>> [round(schedule(step), 3) for step in (0, 50, 100)]
+    [0.8, 0.4, 0.2]
+    """
+    first, last = _level(start), _level(end)
+    for level in (first, last):
+        if level.scale == 0 and level.offset <= 0:
+            raise ValueError(f"exponential needs levels above 0, got {level}; use linear or cosine")
+    return _Ramp("exponential", first, last, _steps(steps))
+
+
+def piecewise(points: Sequence[tuple[int, float | str]]) -> Schedule:
+    """Straight lines through (step, level) points, constant before the first and after the last.
+
+    >>> triangle = piecewise([(0, 0.5), (50, 0.7), (100, 0.5)])
+    >>> [round(triangle(step), 3) for step in (0, 25, 50, 75, 100, 200)]
+    [0.5, 0.6, 0.7, 0.6, 0.5, 0.5]
+    """
+    pairs = list(points)
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"piecewise needs a list of (step, level) pairs, got {points!r}")
+    steps = [_step(step) for step, _ in pairs]
+    for before, after in pairwise(steps):
+        if after <= before:
+            raise ValueError(f"piecewise needs growing steps, got {before} before {after}")
+    levels = [_level(level) for _, level in pairs]
+    return _Piecewise(tuple(zip(steps, levels, strict=True)))
+
+
+def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    """Run schedules one after another; each counts its steps from its own boundary, as in optax.
+
+    >>> step_up = join([constant(0.4), constant(0.5)], [50])
+    >>> step_up(49), step_up(50)
+    (0.4, 0.5)
+    """
+    steps = [_step(boundary) for boundary in boundaries]
+    if len(schedules) != len(steps) + 1:
+        raise ValueError(
+            f"join needs one boundary fewer than schedules, got {len(schedules)} schedules and "
+            f"{len(steps)} boundaries"
+        )
+    for before, after in pairwise([0, *steps]):
+        if after <= before:
+            raise ValueError(f"join needs growing boundaries above 0, got {list(boundaries)}")
+    for schedule in schedules:
+        if not callable(schedule):
+            raise ValueError(f"join needs schedules, got {schedule!r}")
+    return _Join(tuple(schedules), tuple(steps))
+
+
+def is_anchored(schedule: Schedule) -> bool:
+    """Say whether the schedule can be evaluated without knowing the initial entropy.
+
+    >>> is_anchored(constant(0.4)), is_anchored(linear("initial", 0.2, 100))
+    (True, False)
+    """
+    if isinstance(schedule, _Join):
+        return all(is_anchored(inner) for inner in schedule.schedules)
+    if isinstance(schedule, _Ramp):
+        levels = [schedule.start, schedule.end]
+    elif isinstance(schedule, _Piecewise):
+        levels = [level for _, level in schedule.points]
+    else:
+        return True
+    return schedule.initial is not None or all(level.scale == 0 for level in levels)
+
+
+def anchor(schedule: Schedule, initial: float) -> Schedule:
+    """Return the schedule with the initial entropy (nats per token) filled in.
+
+    Plain callables are returned as they are.
+
+    Raises:
+        ValueError: `initial` is not a finite number of at least 0.
+    """
+    if not math.isfinite(initial) or initial < 0:
+        raise ValueError(f"the initial entropy must be finite and at least 0 nats, got {initial}")
+    if isinstance(schedule, _Join):
+        inner = tuple(anchor(part, initial) for part in schedule.schedules)
+        return _Join(inner, schedule.boundaries, initial)
+    if isinstance(schedule, _Ramp):
+        return _Ramp(schedule.kind, schedule.start, schedule.end, schedule.steps, initial)
+    if isinstance(schedule, _Piecewise):
+        return _Piecewise(schedule.points, initial)
+    return schedule
+
+
+def from_string(text: str) -> Schedule:
+    """Read a schedule written as Python would call it; nothing is evaluated.
+
+    >>> from_string("cosine(initial, 0.5*initial, 300)")
+    cosine(initial, 0.5*initial, 300)
+    >>> from_string("join([constant(0.5), linear(0.5, 0.3, 100)], [50])")(100)
+    0.4
+    >>> from_string("0.4")
+    constant(0.4)
+
+    Raises:
+        ValueError: the text is not one of the schedules; it is named with what can be written.
+    """
+    hint = (
+        "write constant(h), linear(start, end, steps), cosine(...), exponential(...), "
+        "piecewise([(step, h), ...]) or join([...], [boundary, ...]); a level is a number, "
+        "initial, or e.g. 0.6*initial"
+    )
+    if not isinstance(text, str):
+        raise ValueError(f"not a schedule: {str(text)[:80]!r}; {hint}")
+    try:
+        node = _parse(text)
+        if not isinstance(node, ast.Call):
+            return constant(_read_level(node))
+        return _read_schedule(node)
+    except _UNREADABLE as error:
+        shown = text if len(text) <= 200 else text[:200] + "..."
+        raise ValueError(f"not a schedule: {shown!r} ({str(error)[:200]}); {hint}") from error
+
+
+# what ast raises on hostile text; OverflowError is a number of 400 digits
+_UNREADABLE = (SyntaxError, TypeError, ValueError, RecursionError, MemoryError, OverflowError)
+
+
+def _parse(text: str) -> ast.expr:
+    """Text to syntax tree, without evaluating anything."""
+    if len(text) > _LONGEST_TEXT:
+        raise ValueError(f"{len(text)} characters are too long, {_LONGEST_TEXT} at most")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # the error says what is wrong
+        return ast.parse(text.strip(), mode="eval").body
+
+
+_RAMPS = {"linear": linear, "cosine": cosine, "exponential": exponential}
+
+
+def _read_schedule(node: ast.expr) -> Schedule:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise ValueError(f"{ast.unparse(node)!r} is no schedule")
+    name, arguments = node.func.id, node.args
+    keywords = {str(keyword.arg): keyword.value for keyword in node.keywords}
+    if name == "constant" and len(arguments) == 1 and not keywords:
+        return constant(_read_level(arguments[0]))
+    if name in _RAMPS:
+        named = dict(zip(("start", "end", "steps"), arguments, strict=False)) | keywords
+        if len(arguments) + len(keywords) != 3 or set(named) != {"start", "end", "steps"}:
+            raise ValueError(f"{name} takes start, end, steps")
+        steps = _read_int(named["steps"])
+        return _RAMPS[name](_read_level(named["start"]), _read_level(named["end"]), steps)
+    if name == "piecewise" and len(arguments) == 1 and not keywords:
+        points = [_read_list(point) for point in _read_list(arguments[0])]
+        return piecewise([(_read_int(step), _read_level(level)) for step, level in points])
+    if name == "join" and len(arguments) == 2 and not keywords:
+        inner = [_read_schedule(part) for part in _read_list(arguments[0])]
+        return join(inner, [_read_int(boundary) for boundary in _read_list(arguments[1])])
+    raise ValueError(f"{name} with {len(arguments) + len(keywords)} arguments is no schedule")
+
+
+def _read_list(node: ast.expr) -> list[ast.expr]:
+    if not isinstance(node, (ast.List, ast.Tuple)):
+        raise ValueError(f"{ast.unparse(node)!r} is no list")
+    return node.elts
+
+
+def _read_int(node: ast.expr) -> int:
+    level = _parse_level(node)
+    if level.scale != 0 or level.offset != int(level.offset):
+        raise ValueError(f"{ast.unparse(node)!r} is no whole number of steps")
+    return int(level.offset)
+
+
+def _read_level(node: ast.expr) -> str:
+    return str(_parse_level(node))
+
+
+def _parse_level(node: ast.expr) -> Level:
+    if isinstance(node, ast.Constant):
+        if isinstance(node.value, str):
+            return _parse_level(_parse(node.value))
+        if isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
+            return Level(0.0, float(node.value))
+    if isinstance(node, ast.Name) and node.id == "initial":
+        return Level(1.0, 0.0)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        inner = _parse_level(node.operand)
+        return Level(-inner.scale, -inner.offset)
+    if isinstance(node, ast.BinOp):
+        left, right = _parse_level(node.left), _parse_level(node.right)
+        if isinstance(node.op, ast.Add):
+            return Level(left.scale + right.scale, left.offset + right.offset)
+        if isinstance(node.op, ast.Sub):
+            return Level(left.scale - right.scale, left.offset - right.offset)
+        if isinstance(node.op, ast.Mult) and (left.scale == 0 or right.scale == 0):
+            number, other = (left, right) if left.scale == 0 else (right, left)
+            return Level(number.offset * other.scale, number.offset * other.offset)
+    raise ValueError(f"{ast.unparse(node)!r} is no entropy level")
+
+
+def _level(level: float | str | Level) -> Level:
+    """Read one level; numbers must be finite and at least 0 nats."""
+    if isinstance(level, Level):
+        parsed = level
+    elif isinstance(level, str):
+        try:
+            parsed = _parse_level(_parse(level))
+        except _UNREADABLE as error:
+            raise ValueError(
+                f"{level[:80]!r} is no entropy level ({str(error)[:80]}); give a number, initial, "
+                "or e.g. 0.6*initial"
+            ) from error
+    else:
+        parsed = Level(0.0, _finite(level))
+    if parsed.scale == 0 and parsed.offset < 0:
+        raise ValueError(
+            f"entropy is never negative: a target of {parsed} nats per token cannot be reached; "
+            "choose a level of at least 0"
+        )
+    return parsed
+
+
+def _steps(steps: int) -> int:
+    if _step(steps) < 1:
+        raise ValueError(f"a schedule needs at least 1 step, got {steps}")
+    return int(steps)
+
+
+def _step(step: float) -> int:
+    if not 0 <= step < 1e15 or step != int(step):
+        raise ValueError(f"steps are whole numbers of at least 0, got {step!r}")
+    return int(step)
+
+
+def _finite(number: float) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"an entropy level must be finite, got {number}")
+    return value
+
+
+def _number(value: float) -> str:
+    return repr(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)

@@ -1,0 +1,251 @@
+"""Acceptance rules against a constrained minimiser, brute force and exact inclusion frequencies."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import LinearConstraint, minimize
+
+from entrocraft.acceptance import (
+    RULES,
+    Ballot,
+    Sign,
+    Switch,
+    Tilt,
+    get_rule,
+    solve_tilt,
+    systematic_draw,
+    tilt,
+)
+
+INF = math.inf
+
+
+def effects_of(count=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, generator=generator, dtype=torch.float64)
+
+
+def distortion(a):
+    a = np.maximum(a, 1e-300)
+    return float((a * np.log(a) - a + 1).sum())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("share", [-0.9, -0.5, -0.1, 0.1, 0.5, 0.9])
+def test_tilt_is_the_least_distortion_that_meets_the_change(seed, share):
+    effects = effects_of(seed=seed)
+    e, plain = effects.numpy(), float(effects.sum())
+    reachable = e[e > 0].sum() if share > 0 else e[e < 0].sum()
+    wanted = plain + abs(share) * (reachable - plain)
+    rate, shortfall = solve_tilt(effects, wanted)
+    ours = tilt(effects, rate).numpy()
+    assert shortfall == 0
+    assert math.copysign(1, rate) == math.copysign(1, share)
+    assert ours @ e == pytest.approx(wanted, abs=1e-9)
+    reference = minimize(
+        distortion,
+        np.full(len(e), 0.5),
+        jac=lambda a: np.log(np.maximum(a, 1e-300)),
+        bounds=[(1e-9, 1)] * len(e),
+        constraints=LinearConstraint(e, wanted, wanted),
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    assert reference.success
+    np.testing.assert_allclose(ours, reference.x, atol=2e-5)
+    assert distortion(ours) <= reference.fun + 1e-8
+
+
+def test_tilt_by_hand():
+    effects = torch.tensor([2.0, 0.0, -3.0, 0.5], dtype=torch.float64)
+    up, down = tilt(effects, 0.4), tilt(effects, -0.4)
+    np.testing.assert_allclose(up, [1, 1, math.exp(-1.2), 1])
+    np.testing.assert_allclose(down, [math.exp(-0.8), 1, 1, math.exp(-0.2)])
+    assert tilt(effects, 0.0).tolist() == [1, 1, 1, 1]
+    assert tilt(effects, INF).tolist() == [1, 1, 0, 1]
+    assert tilt(effects, -INF).tolist() == [0, 1, 1, 0]
+
+
+def test_the_kept_change_grows_with_the_rate():
+    effects = effects_of(50)
+    kept = [float((tilt(effects, rate) * effects).sum()) for rate in np.linspace(-5, 5, 101)]
+    assert np.all(np.diff(kept) > 0)
+
+
+def test_solve_tilt_is_monotone_and_saturates_with_a_shortfall():
+    effects = effects_of(30)
+    up, down = float(effects.clamp(min=0).sum()), float(effects.clamp(max=0).sum())
+    wanted = np.linspace(down - 1, up + 1, 200)
+    rates, shortfalls = map(np.array, zip(*(solve_tilt(effects, w) for w in wanted), strict=True))
+    assert np.all(rates[1:] >= rates[:-1])
+    np.testing.assert_array_equal(rates[wanted >= up], INF)
+    np.testing.assert_array_equal(rates[wanted <= down], -INF)
+    inside = (wanted > down) & (wanted < up)
+    assert np.all(np.isfinite(rates[inside]))
+    expected = np.where(wanted > up, wanted - up, np.where(wanted < down, wanted - down, 0))
+    np.testing.assert_allclose(shortfalls, expected, atol=1e-12)
+
+
+def test_solve_tilt_without_anything_to_choose_from():
+    for effects in (torch.zeros(0), torch.zeros(5)):
+        assert solve_tilt(effects, 0.0) == (0.0, 0.0)
+        assert solve_tilt(effects, 0.3) == (INF, 0.3)
+        assert solve_tilt(effects, -0.3) == (-INF, -0.3)
+    one_sided = torch.tensor([1.0, 2.0])
+    assert solve_tilt(one_sided, 3.0) == (0.0, 0.0)
+    assert solve_tilt(one_sided, 4.0) == (INF, 1.0)
+    assert solve_tilt(one_sided, -1.0) == (-INF, -1.0)
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e-9, 1e9, 1e200])
+def test_solve_tilt_does_not_depend_on_the_unit(unit):
+    effects = effects_of(20)
+    wanted = 0.5 * float(effects.clamp(min=0).sum())
+    rate, _ = solve_tilt(effects, wanted)
+    scaled, shortfall = solve_tilt(effects * unit, wanted * unit)
+    assert scaled * unit == pytest.approx(rate, rel=1e-9)
+    assert shortfall == 0
+
+
+def grid(count):
+    return (np.arange(count) + 0.5) / count
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_systematic_draw_is_unbiased(ordered):
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(23, generator=generator, dtype=torch.float64)
+    p[3], p[7], p[11] = 0.0, 1.0, 1e-3
+    order = torch.randperm(23, generator=generator) if ordered else None
+    draws = torch.stack([systematic_draw(p, u, order) for u in grid(4000)])
+    np.testing.assert_allclose(draws.double().mean(0), p, atol=1.01 / 4000)
+    assert not bool(draws[:, 3].any())
+    assert bool(draws[:, 7].all())
+    counts = draws.sum(1).double()
+    assert float((counts - p.sum()).abs().max()) < 1
+
+
+def test_every_stretch_along_the_order_is_balanced():
+    generator = torch.Generator().manual_seed(1)
+    p = torch.rand(40, generator=generator, dtype=torch.float64)
+    order = torch.randperm(40, generator=generator)
+    for uniform in grid(50):
+        kept = systematic_draw(p, uniform, order)[order].double().cumsum(0)
+        assert float((kept - p[order].cumsum(0)).abs().max()) < 1
+
+
+def test_draw_by_hand():
+    # the comb stands at 0.2, 1.2, ... over the cumulative sums 0.5, 1.0, 1.5, 2.0
+    half = torch.full((4,), 0.5)
+    assert systematic_draw(half, 0.2).tolist() == [True, False, True, False]
+    assert systematic_draw(half, 0.7).tolist() == [False, True, False, True]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.floats(0, 1) | st.sampled_from([0.0, 1.0, 5e-324, 1 - 2**-53]), max_size=30),
+    st.floats(0, 1, exclude_max=True),
+    st.randoms(use_true_random=False),
+)
+def test_certain_rollouts_are_certain(p, uniform, random):
+    order = list(range(len(p)))
+    random.shuffle(order)
+    kept = systematic_draw(
+        torch.tensor(p, dtype=torch.float64), uniform, torch.tensor(order).long()
+    )
+    assert kept.dtype == torch.bool
+    assert kept.shape == (len(p),)
+    for probability, drawn in zip(p, kept.tolist(), strict=True):
+        assert drawn or probability < 1
+        assert not drawn or probability > 0
+    assert abs(sum(kept.tolist()) - sum(p)) <= 1 + 1e-9
+
+
+def ballot(**changes):
+    advantages = torch.tensor([1.0, -1.0, 0.0, 0.5, -0.5], dtype=torch.float64)
+    effects = torch.tensor([-0.2, 0.3, 0.0, 0.1, -0.4], dtype=torch.float64)
+    return Ballot(**({"advantages": advantages, "effects": effects, "scale": 0.2} | changes))
+
+
+def test_the_tilt_rule_measures_pressure_in_units_of_the_scale():
+    rule = Tilt()
+    for pressure in (-8.0, -0.3, 0.0, 0.3, 8.0):
+        verdict = rule.judge(ballot(), pressure)
+        expected = tilt(ballot().effects, pressure / 0.2) if pressure else torch.ones(5)
+        np.testing.assert_allclose(verdict.probabilities, expected, rtol=1e-12)
+        assert torch.equal(verdict.advantages, ballot().advantages)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-30, 1e30, 1e300])
+def test_the_tilt_rule_knows_no_unit(unit):
+    plain = Tilt().judge(ballot(), 1.5).probabilities
+    scaled = Tilt().judge(ballot(effects=ballot().effects * unit, scale=0.2 * unit), 1.5)
+    np.testing.assert_allclose(scaled.probabilities, plain, rtol=1e-9)
+
+
+def test_the_tilt_rule_survives_the_smallest_effects():
+    tiny = torch.tensor([1e-310, -1e-310], dtype=torch.float64)
+    verdict = Tilt().judge(Ballot(tiny, tiny, 1e-310), 1.0)
+    np.testing.assert_allclose(verdict.probabilities, [1, math.exp(-1)], rtol=1e-6)
+
+
+def test_the_tilt_rule_keeps_all_while_no_effect_was_seen():
+    verdict = Tilt().judge(ballot(effects=torch.zeros(5), scale=0.0), 5.0)
+    assert verdict.probabilities.tolist() == [1] * 5
+
+
+def test_sign_is_algorithm_1():
+    for size in (1, 2, 3):
+        for signs in itertools.product([-1.5, 0.0, 2.0], repeat=size):
+            for pressure in (-1.0, 0.0, 1.0):
+                m = -pressure  # +1 above the band, -1 below it
+                advantages = torch.tensor(signs, dtype=torch.float64)
+                got = Sign().judge(Ballot(advantages, advantages, 1.0), pressure)
+                assert got.probabilities.tolist() == [float(m * a >= 0) for a in signs]
+                assert torch.equal(got.advantages, advantages)
+
+
+@pytest.mark.parametrize("failure", [0.0, -1.0])
+def test_switch_trains_on_raw_rewards_of_one_sign(failure):
+    # the first two rollouts are a group that all succeeded: its advantages are 0
+    advantages = torch.tensor([0.0, 0.0, 1.0, -1.0], dtype=torch.float64)
+    rewards = torch.tensor([1.0, 1.0, 1.0, failure], dtype=torch.float64)
+    votes = Ballot(advantages, advantages, 1.0, rewards)
+    above, inside, below = (Switch().judge(votes, pressure) for pressure in (-1.0, 0.0, 1.0))
+    assert (above.probabilities * above.advantages).tolist() == [1, 1, 1, 0]
+    assert (below.probabilities * below.advantages).tolist() == [0, 0, 0, -1]
+    assert inside.probabilities.tolist() == [1, 1, 1, 1]
+    assert torch.equal(inside.advantages, advantages)
+
+
+def test_switch_gives_unscorable_rollouts_no_vote():
+    rewards = torch.tensor([math.nan, 1.0, 0.0], dtype=torch.float64)
+    votes = Ballot(torch.zeros(3), torch.zeros(3), 1.0, rewards)
+    for pressure, expected in ((-1.0, [0, 1, 0]), (1.0, [0, 0, -1])):
+        verdict = Switch().judge(votes, pressure)
+        assert (verdict.probabilities * verdict.advantages).tolist() == expected
+
+
+def test_switch_reads_graded_rewards_by_its_threshold():
+    votes = Ballot(torch.zeros(3), torch.zeros(3), 1.0, torch.tensor([0.2, 0.5, 0.9]))
+    assert Switch().judge(votes, -1.0).probabilities.tolist() == [0, 1, 1]
+    assert Switch(success=0.9).judge(votes, -1.0).probabilities.tolist() == [0, 0, 1]
+
+
+def test_switch_needs_rewards_also_inside_its_band():
+    for pressure in (-1.0, 0.0, 1.0):
+        with pytest.raises(ValueError, match=r"RolloutBatch\.rewards \(B,\).*rule='tilt'"):
+            Switch().judge(ballot(), pressure)
+
+
+def test_rules_by_name():
+    assert {name: get_rule(name).name for name in RULES} == {name: name for name in RULES}
+    own = Switch(success=0.9)
+    assert get_rule(own) is own
+    with pytest.raises(ValueError, match="unknown rule 'tild'; choose one of tilt, sign, switch"):
+        get_rule("tild")

@@ -1,0 +1,185 @@
+"""Rollout batches: sums over the mask, the standard error, and what is refused."""
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from entrocraft import RolloutBatch
+from entrocraft.rollouts import RolloutSums, concatenate
+
+
+def make(rows=6, width=5, seed=0, **changes) -> RolloutBatch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    lengths = torch.randint(1, width + 1, (rows,), generator=generator)
+    batch = RolloutBatch(
+        step=0,
+        advantages=uniform(rows) - 0.5,
+        mask=torch.arange(width) < lengths[:, None],
+        logprobs=-2 * uniform(rows, width),
+        entropies=uniform(rows, width),
+        sensitivity=uniform(rows, width) - 0.5,
+        rewards=(uniform(rows) > 0.5).double(),
+        group=torch.arange(rows) // 2,
+    )
+    return replace(batch, **changes)
+
+
+def test_sums_are_masked_sums():
+    batch = make()
+    sums = batch.sums()
+    mask = batch.mask.numpy()
+    for name, field in (("logprobs", "logprob"), ("entropies", "entropy"), ("sensitivity",) * 2):
+        expected = (getattr(batch, name).numpy() * mask).sum(1)
+        np.testing.assert_allclose(getattr(sums, field), expected, rtol=1e-12)
+    np.testing.assert_array_equal(sums.tokens, mask.sum(1))
+    assert sums.total_tokens == mask.sum()
+    assert sums.mean_entropy() == pytest.approx(batch.entropies[batch.mask].mean().item())
+    assert len(sums) == 6
+
+
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 1e30])
+def test_what_is_outside_the_mask_does_not_count(junk):
+    batch = make()
+    spoilt = {
+        name: torch.where(batch.mask, getattr(batch, name), junk)
+        for name in ("logprobs", "entropies", "sensitivity")
+    }
+    clean, dirty = batch.sums(), replace(batch, **spoilt).sums()
+    for name in ("logprob", "entropy", "sensitivity", "tokens"):
+        assert torch.equal(getattr(clean, name), getattr(dirty, name))
+
+
+def test_mask_may_be_of_any_type():
+    batch = make()
+    for dtype in (torch.int64, torch.float32, torch.uint8):
+        assert torch.equal(replace(batch, mask=batch.mask.to(dtype)).sums().entropy,
+                           batch.sums().entropy)  # fmt: skip
+
+
+def test_without_entropies_the_sampled_logprobs_estimate_them():
+    sums = make(entropies=None).sums()
+    assert torch.equal(sums.entropy, -sums.logprob)
+
+
+def test_low_precision_is_added_up_in_double():
+    rows = torch.full((1, 4096), 0.1, dtype=torch.bfloat16)
+    batch = RolloutBatch(0, torch.ones(1), torch.ones(1, 4096), -rows, rows)
+    assert batch.sums().mean_entropy() == pytest.approx(float(rows[0, 0]), rel=1e-12)
+
+
+def test_a_batch_that_needs_grad_is_read_without_it():
+    batch = make()
+    assert not replace(batch, logprobs=batch.logprobs.requires_grad_()).sums().logprob.requires_grad
+
+
+def test_stderr_of_single_token_rollouts_is_the_textbook_one():
+    values = torch.tensor([0.1, 0.5, 0.3, 0.9, 0.2], dtype=torch.float64)
+    batch = RolloutBatch(0, torch.ones(5), torch.ones(5, 1), -values[:, None], values[:, None])
+    expected = values.std().item() / math.sqrt(5)
+    assert batch.sums().entropy_stderr() == pytest.approx(expected, rel=1e-12)
+
+
+def test_stderr_counts_prompts_not_rollouts():
+    # four identical rollouts a prompt bring no news beyond the first
+    values = torch.tensor([0.1, 0.5, 0.3, 0.9, 0.2], dtype=torch.float64)
+    many = values.repeat_interleave(4)[:, None]
+    group = torch.tensor([7, -3, 100, 5, 0]).repeat_interleave(4)
+    batch = RolloutBatch(0, torch.ones(20), torch.ones(20, 1), -many, many, group=group)
+    expected = values.std().item() / math.sqrt(5)
+    assert batch.sums().entropy_stderr() == pytest.approx(expected, rel=1e-12)
+    assert replace(batch, group=None).sums().entropy_stderr() < 0.6 * expected
+
+
+def test_stderr_covers_the_truth_with_unequal_lengths():
+    generator = np.random.default_rng(0)
+    scores = []
+    for _ in range(300):
+        lengths = generator.integers(1, 20, size=40)
+        level = 0.5 + 0.02 * lengths + 0.1 * generator.standard_normal(40)
+        mask = torch.arange(20) < torch.tensor(lengths)[:, None]
+        entropies = torch.tensor(np.maximum(level, 0))[:, None].expand(40, 20)
+        sums = RolloutBatch(0, torch.ones(40), mask, -entropies, entropies).sums()
+        truth = 0.5 + 0.02 * (np.arange(1, 20) ** 2).mean() / np.arange(1, 20).mean()
+        scores.append((sums.mean_entropy() - truth) / sums.entropy_stderr())
+    assert np.std(scores) == pytest.approx(1.0, abs=0.2)
+
+
+def test_stderr_of_one_cluster_is_unknown():
+    assert make(rows=1).sums().entropy_stderr() == math.inf
+    assert make(rows=4, group=torch.zeros(4, dtype=torch.long)).sums().entropy_stderr() == math.inf
+
+
+def test_concatenated_parts_equal_the_whole():
+    batch = make(rows=7)
+    tensors = {name: value for name, value in vars(batch).items() if torch.is_tensor(value)}
+    parts = [
+        replace(batch, **{name: value[rows] for name, value in tensors.items()}).sums()
+        for rows in (slice(0, 3), slice(3, 4), slice(4, 7))
+    ]
+    whole, joined = batch.sums(), concatenate(parts)
+    for name, value in vars(whole).items():
+        assert torch.equal(value, getattr(joined, name)), name
+
+
+def test_concatenate_keeps_missing_fields_missing_and_refuses_a_mixture():
+    bare = make(sensitivity=None, rewards=None, group=None).sums()
+    joined = concatenate([bare, bare])
+    assert joined.sensitivity is joined.rewards is joined.group is None
+    with pytest.raises(ValueError, match="part 1 of 2 lacks sensitivity"):
+        concatenate([make().sums(), replace(make().sums(), sensitivity=None)])
+    with pytest.raises(ValueError, match="at least one rank"):
+        concatenate([])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask": torch.ones(6)}, "mask must be (B, T), got shape (6,)"),
+        ({"mask": torch.ones(0, 5)}, "the rollout batch is empty"),
+        ({"advantages": torch.zeros(5)}, "advantages has shape (5,), expected (6,)"),
+        ({"advantages": torch.zeros(6, 5)}, "advantages has shape (6, 5), expected (6,)"),
+        ({"rewards": torch.zeros(6, 1)}, "rewards has shape (6, 1), expected (6,)"),
+        ({"group": torch.zeros(7)}, "group has shape (7,), expected (6,)"),
+        ({"logprobs": torch.zeros(6, 4)}, "logprobs has shape (6, 4), expected (6, 5) ((B, T)"),
+        ({"entropies": torch.zeros(5, 6)}, "entropies has shape (5, 6), expected (6, 5)"),
+        ({"sensitivity": torch.zeros(6)}, "sensitivity has shape (6,), expected (6, 5)"),
+        ({"optimiser_steps": 0}, "optimiser_steps must be at least 1, got 0"),
+        ({"entropies": -torch.ones(6, 5)}, "never negative: pass -sum p log p"),
+        ({"logprobs": torch.ones(6, 5)}, "never positive: pass log p"),
+    ],
+)
+def test_errors_name_field_value_and_remedy(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(**changes).sums()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["logprobs", "entropies", "sensitivity"])
+def test_a_token_that_is_not_finite_is_named(name, bad):
+    values = getattr(make(), name).clone()
+    values[2, 0] = bad
+    with pytest.raises(ValueError, match=re.escape(f"{name}[2, 0] is {bad} inside the mask")):
+        make(**{name: values}).sums()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_advantage_that_is_not_finite_is_named(bad):
+    advantages = make().advantages.clone()
+    advantages[4] = bad
+    with pytest.raises(ValueError, match=re.escape(f"advantages[4] is {bad}; advantages must be")):
+        make(advantages=advantages).sums()
+
+
+def test_rewards_may_be_missing_for_single_rollouts():
+    rewards = torch.tensor([0.0, 1.0, math.nan, 1.0, 0.0, 1.0])
+    sums = make(rewards=rewards).sums()
+    assert isinstance(sums, RolloutSums)
+    assert bool(sums.rewards[2].isnan())
