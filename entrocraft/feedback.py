@@ -48,13 +48,14 @@ class Feedback(Protocol):
 class ProportionalIntegral:
     """PI control of the relative entropy error, with filter, lead and anti-windup.
 
-    With ``e = (target(step + lead) - H_f) / H_0``, where H_f is an exponential filter of the
-    measured entropy and H_0 the first measurement::
+    With H the measured entropy, H_f its exponential filter and H_0 the first measurement::
 
-        I += integral_gain * steps * e
+        I += integral_gain * steps * (target(step) - H) / H_0
+        e = (target(step + lead) - H_f) / H_0
         pressure = clip(proportional_gain * e + I, -limit, limit)
 
-    I is frozen while the pressure is at its limit and e pushes on. Dividing by H_0 makes the gains
+    I is frozen while the pressure is at its limit and the error pushes on. It looks at the present
+    step, so that neither lead nor filter leaves an offset on a ramp. Dividing by H_0 makes the gains
     pure numbers: they mean the same for a policy of 0.3 and of 3 nats.
 
     Args:
@@ -120,9 +121,11 @@ class ProportionalIntegral:
             self._estimate = self.smoothing * self._estimate + (1 - self.smoothing) * entropy
         assert self._reference is not None
         error = (target_ahead - self._estimate) / self._reference
-        integral = self._integral + self.integral_gain * steps * error
+        # the integral looks at this very step: lead and filter lag would be an offset on a ramp
+        present = (target - entropy) / self._reference
+        integral = self._integral + self.integral_gain * steps * present
         wanted = self.proportional_gain * error + integral
-        if abs(wanted) < self.limit or wanted * error < 0:
+        if abs(wanted) < self.limit or wanted * present < 0:
             self._integral = max(-self.limit, min(self.limit, integral))
         self._pressure = max(-self.limit, min(self.limit, wanted))
         return self._pressure

@@ -69,10 +69,8 @@ def test_the_integral_leaves_no_offset(start, end):
     target = ramp(start, end, 1500)
 
     def offset(loop):
-        # the loop aims its filter's output at the target `lead` ahead: shift by both lags
-        shift = loop.lead(1) + loop.smoothing / (1 - loop.smoothing)
         entropies = run(loop, Plant(start), target, 1500)[0][300:1400]
-        wanted = [target(step + shift) for step in range(300, 1400)]
+        wanted = [target(step) for step in range(300, 1400)]
         return abs(float((entropies - np.array(wanted)).mean()))
 
     assert offset(pi()) < 0.0015
@@ -114,11 +112,11 @@ def test_pressure_by_hand():
     loop = pi(proportional_gain=10, integral_gain=2, smoothing=0.75, lead=3, limit=100)
     assert loop.estimate is None
     assert loop.lead(4) == 7
-    # reference 0.5; error (0.6 - 0.5) / 0.5 = 0.2; integral 2 * 1 * 0.2
-    assert loop.update(0.5, 0.55, 0.6, 1) == pytest.approx(10 * 0.2 + 0.4)
+    # reference 0.5; error ahead (0.6 - 0.5) / 0.5 = 0.2; integral 2 * 1 * (0.55 - 0.5) / 0.5
+    assert loop.update(0.5, 0.55, 0.6, 1) == pytest.approx(10 * 0.2 + 0.2)
     assert loop.estimate == 0.5
-    # filter 0.75 * 0.5 + 0.25 * 0.9 = 0.6; error -0.1 / 0.5 = -0.2; integral 0.4 - 2 * 4 * 0.2
-    assert loop.update(0.9, 0.7, 0.5, 4) == pytest.approx(-2 + 0.4 - 1.6)
+    # filter 0.75 * 0.5 + 0.25 * 0.9 = 0.6; error -0.1 / 0.5 = -0.2; integral 0.2 - 2 * 4 * 0.4
+    assert loop.update(0.9, 0.7, 0.5, 4) == pytest.approx(-2 + 0.2 - 3.2)
     assert loop.estimate == pytest.approx(0.6)
     assert not loop.saturated
 
