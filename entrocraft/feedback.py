@@ -55,8 +55,8 @@ class ProportionalIntegral:
         pressure = clip(proportional_gain * e + I, -limit, limit)
 
     I is frozen while the pressure is at its limit and the error pushes on. It looks at the present
-    step, so that neither lead nor filter leaves an offset on a ramp. Dividing by H_0 makes the gains
-    pure numbers: they mean the same for a policy of 0.3 and of 3 nats.
+    step, so that neither lead nor filter leaves an offset on a ramp. Dividing by H_0 makes the
+    gains pure numbers: they mean the same for a policy of 0.3 and of 3 nats.
 
     Args:
         proportional_gain: pressure for a relative error of 1.

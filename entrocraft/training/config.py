@@ -1,0 +1,183 @@
+"""Configuration of a training run: the same dataclasses from Python, YAML and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from entrocraft.controller import EntropyController
+
+__all__ = [
+    "ControlConfig",
+    "EvaluationConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "check_trainer_options",
+]
+
+TINY = "tiny"
+
+
+@dataclass
+class TaskConfig:
+    """What to train on.
+
+    Args:
+        name: countdown, chain_sum or prime_factorization.
+        options: the task's own options, e.g. {max_number: 12}.
+        train_size: training problems; the run repeats them when it has used them all.
+    """
+
+    name: str = "countdown"
+    options: dict[str, Any] = field(default_factory=dict)
+    train_size: int = 3000
+
+
+@dataclass
+class ControlConfig:
+    """Which entropy curve, and by which rule.
+
+    Args:
+        rule: tilt, sign, switch; or null: plain RL that logs the same numbers.
+        schedule: target entropy in nats per token over optimiser steps, for example
+            "linear(0.6, 0.3, 300)"; "initial" stands for the first measured entropy.
+        effect: sign, sampled or logit; null takes the rule's own.
+        band: half-width around the target, in nats, for the rules sign and switch.
+        renormalise: none, rollouts or tokens; scales what is kept up to the whole batch's size.
+    """
+
+    rule: str | None = "tilt"
+    schedule: str = "linear(initial, 0.6*initial, 150)"
+    effect: str | None = None
+    band: float = 0.05
+    renormalise: Literal["none", "rollouts", "tokens"] = "none"
+
+    def build(self, seed: int) -> EntropyController:
+        """Make the controller; with rule null it observes and rejects nothing."""
+        return EntropyController(
+            schedule=self.schedule,
+            rule=self.rule,
+            effect=self.effect,
+            band=self.band,
+            renormalise=self.renormalise,
+            seed=seed,
+        )
+
+
+@dataclass
+class EvaluationConfig:
+    """When and on how many held-out problems the policy is measured.
+
+    Args:
+        probe_every: optimiser steps between two probes of the entropy; 0 switches them off.
+        probe_prompts: problems of the probe, one sample each.
+        every: optimiser steps between two evaluations, start and end included; 0 never.
+        prompts: problems of an evaluation.
+        samples: samples per problem; pass@1 and pass@samples are logged.
+    """
+
+    probe_every: int = 10
+    probe_prompts: int = 1024
+    every: int = 50
+    prompts: int = 128
+    samples: int = 8
+
+
+@dataclass
+class TrainConfig:
+    """A GRPO or RLOO run whose policy entropy follows a schedule.
+
+    Args:
+        output: run directory; gets config.yaml, metrics.jsonl, checkpoints/ and report.html.
+        name: what the report calls the run; null takes the rule's name.
+        seed: of model sampling, prompts and controller.
+        algorithm: grpo or rloo.
+        model: a directory or hub name of a causal language model; "tiny" is a small reasoner that
+            is warm-started on the task once and cached.
+        chat: talk in messages through the tokenizer's chat template; null does so if it has one.
+        warm_start: changes to the tiny model's warm start, e.g. {steps: 400}.
+        cache_dir: where warm starts are kept; null takes $ENTROCRAFT_CACHE or ~/.cache/entrocraft.
+        steps: optimiser steps.
+        prompts: prompts per rollout batch.
+        generations: rollouts per prompt.
+        updates: optimiser steps per rollout batch.
+        micro_batch: rollouts per pass and device; null takes as many as one update uses.
+        learning_rate: of AdamW.
+        max_completion_length: longest completion in tokens.
+        temperature: of sampling; entropy is measured at it.
+        trainer: any other option of TRL's config, e.g. {loss_type: dr_grpo, beta: 0.01}.
+        save_every: optimiser steps between checkpoints; 0 keeps only the last state.
+        resume: go on from the last checkpoint in `output`, if there is one.
+        task: what to train on.
+        control: which entropy curve, and by which rule.
+        evaluation: when and on what the policy is measured.
+    """
+
+    output: Path = Path("runs/train")
+    name: str | None = None
+    seed: int = 0
+    algorithm: Literal["grpo", "rloo"] = "grpo"
+    model: str = TINY
+    chat: bool | None = None
+    warm_start: dict[str, Any] = field(default_factory=dict)
+    cache_dir: Path | None = None
+    steps: int = 150
+    prompts: int = 32
+    generations: int = 8
+    updates: int = 1
+    micro_batch: int | None = None
+    learning_rate: float = 3e-4
+    max_completion_length: int = 24
+    temperature: float = 1.0
+    trainer: dict[str, Any] = field(default_factory=dict)
+    save_every: int = 50
+    resume: bool = True
+    task: TaskConfig = field(default_factory=TaskConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "prompts", "generations", "updates", "max_completion_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use at least 1")
+        if self.generations < 2:
+            raise ValueError(
+                f"generations is {self.generations}; {self.algorithm} compares the rollouts of a "
+                "prompt with each other and needs at least 2"
+            )
+        for name in ("learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; use a number above 0")
+        self.control.build(self.seed)  # a bad schedule, rule or band fails before anything is built
+
+    @property
+    def title(self) -> str:
+        """The run's name in reports."""
+        return self.name or self.control.rule or "plain"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values only, as written to config.yaml."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(inner) for key, inner in value.items()}
+            return str(value) if isinstance(value, Path) else value
+
+        return plain(dataclasses.asdict(self)) | {"name": self.title}
+
+
+def check_trainer_options(options: dict[str, Any], config_class: type) -> None:
+    """Refuse options that TRL's config class does not have.
+
+    Raises:
+        ValueError: names the option and the nearest known one.
+    """
+    known = {f.name for f in dataclasses.fields(config_class)}
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"trainer.{name} is no option of {config_class.__name__}{hint}")
