@@ -1,28 +1,20 @@
-"""`entrocraft compare CONFIG.yaml [--key value ...]`."""
+"""`entrocraft compare [CONFIG.yaml] [--key value ...]`."""
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser
-
-from entrocraft.cli.train import build, quiet_libraries
-from entrocraft.training.comparison import CompareConfig, compare
+from entrocraft.training.comparison import CompareConfig
+from entrocraft.training.parsing import config_from_arguments
 
 __all__ = ["run"]
 
 
 def run(arguments: list[str]) -> None:
     """Run methods x seeds and say where the report is."""
-    parser = ArgumentParser(
-        prog="entrocraft compare",
-        usage="entrocraft compare [CONFIG.yaml] [--key value ...]",
-        description="Train with several methods and seeds on the same work; report them together.",
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
-    parser.add_class_arguments(CompareConfig, as_group=False)
-    config = build(parser, CompareConfig, arguments)
-    quiet_libraries()
-    from rich.console import Console
+    description = "Train with several methods and seeds on the same work; report them together."
+    config = config_from_arguments(CompareConfig, "compare", description, arguments)
+    from entrocraft.cli.console import quiet_console
+    from entrocraft.training.comparison import compare
 
-    console = Console()
+    console = quiet_console()
     page = compare(config, console)
     console.print(f"report: {page}", soft_wrap=True, highlight=False)

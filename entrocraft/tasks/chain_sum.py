@@ -31,8 +31,8 @@ class ChainSumTask(Task):
 
     name: ClassVar[str] = "chain_sum"
 
-    min_terms: int = 4
-    max_terms: int = 4
+    min_terms: int = 3
+    max_terms: int = 3
     min_digits: int = 1
     max_digits: int = 1
     max_slip: int = 9

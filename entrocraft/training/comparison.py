@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 
 from entrocraft.training.config import TrainConfig
+from entrocraft.training.parsing import config_from_mapping
 from entrocraft.training.recorder import read_records
 
 __all__ = ["Cell", "CompareConfig", "compare", "run_cells"]
@@ -53,6 +54,7 @@ class CompareConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        self.output = Path(self.output)
         if not self.methods or not self.seeds:
             raise ValueError("a comparison needs at least one method and one seed")
         if self.jobs < 1 or self.threads < 1:
@@ -60,15 +62,13 @@ class CompareConfig:
 
     def cells(self) -> list[Cell]:
         """Every cell, seed by seed, so that an early stop leaves whole comparisons."""
-        from entrocraft.cli.train import from_mapping
-
         cells = []
         for seed in self.seeds:
             for name, changes in self.methods.items():
                 directory = self.output / "cells" / f"{name.replace('/', '_')}-seed{seed}"
                 keys = _merge(self.base, changes)
                 keys |= {"name": name, "seed": seed, "output": str(directory)}
-                cells.append(Cell(directory, from_mapping(keys)))
+                cells.append(Cell(directory, config_from_mapping(TrainConfig, keys)))
         return cells
 
 

@@ -1,0 +1,76 @@
+# make demo    train three ways side by side and draw report.html
+# make test    everything that CI runs: lint, types, tests, tests on the oldest supported TRL
+# make help    the rest
+
+PYTHON ?= python3
+VENV ?= .venv
+OLD_VENV ?= .venv-oldest-trl
+BIN := $(VENV)/bin
+# one thread a process: on few cores, processes side by side beat threads
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo study install test test-current test-oldest-trl lint types format constraints clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+	@echo "make study        the demo's comparison over 3 seeds (about 25 minutes on 2 cores)"
+	@echo "make test-current tests in the pinned environment only; ARGS goes to pytest"
+	@echo "make lint types   ruff and mypy"
+	@echo "make format       ruff format"
+	@echo "make constraints  resolve constraints.txt anew (needs uv)"
+	@echo "make clean        remove the virtual environments"
+
+demo: $(VENV)/.ready
+	$(BIN)/entrocraft compare configs/demo.yaml
+
+study: $(VENV)/.ready
+	$(BIN)/entrocraft compare configs/study.yaml
+
+install: $(VENV)/.ready
+
+# torch first and by itself: everything else then keeps the build that is there
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "entrocraft needs Python 3.10 or newer; set PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+test: lint types test-current test-oldest-trl
+
+test-current: $(VENV)/.ready
+	$(BIN)/python -m pytest $(ARGS)
+
+# the adapter's tests once more on the oldest TRL that is supported
+test-oldest-trl: $(OLD_VENV)/.ready
+	$(OLD_VENV)/bin/python -m pytest tests/test_trl*.py $(ARGS)
+
+$(OLD_VENV)/.ready: pyproject.toml constraints.txt constraints-oldest-trl.txt
+	$(PYTHON) -m venv $(OLD_VENV)
+	$(OLD_VENV)/bin/python -m pip install --quiet --constraint constraints-oldest-trl.txt torch
+	$(OLD_VENV)/bin/python -m pip install --quiet --constraint constraints-oldest-trl.txt --editable '.[dev]'
+	@touch $@
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+format: $(VENV)/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# torch is held at one release; its CUDA companions are left to it
+constraints:
+	echo 'torch==2.13.0' > .torch.txt
+	uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev --quiet \
+		--constraint .torch.txt --no-header --no-annotate --output-file .all.txt
+	grep -vE '^(nvidia|cuda|triton)' .all.txt > constraints.txt
+	rm .torch.txt .all.txt
+
+clean:
+	rm -rf $(VENV) $(OLD_VENV)

@@ -1,0 +1,19 @@
+"""The terminal that a command writes to."""
+
+from __future__ import annotations
+
+import warnings
+
+from rich.console import Console
+
+__all__ = ["quiet_console"]
+
+
+def quiet_console() -> Console:
+    """Return a console that the libraries leave alone: no bars and deprecation notes of theirs."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    return Console()

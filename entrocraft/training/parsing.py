@@ -1,0 +1,56 @@
+"""Configs from YAML files, flags and plain mappings, through jsonargparse."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser
+
+__all__ = ["config_from_arguments", "config_from_mapping"]
+
+Config = TypeVar("Config")
+
+
+def config_from_arguments(
+    config_class: type[Config], command: str, description: str, arguments: list[str]
+) -> Config:
+    """Read a config file, if the first argument is none of the flags, and flags, which win.
+
+    A wrong flag ends the process with the usage, as on any command line.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--config", *arguments]
+    parser = _parser(
+        config_class,
+        prog=f"entrocraft {command}",
+        usage=f"entrocraft {command} [CONFIG.yaml] [--key value ...]",
+        description=description,
+    )
+    return _instantiate(config_class, parser, parser.parse_args(arguments))
+
+
+def config_from_mapping(config_class: type[Config], keys: dict[str, Any]) -> Config:
+    """Make a config from nested keys, checked as if they came from a YAML file.
+
+    Raises:
+        ValueError: an unknown key or a value of the wrong type.
+    """
+    parser = _parser(config_class, exit_on_error=False)
+    try:
+        return _instantiate(config_class, parser, parser.parse_object(keys))
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
+
+
+def _parser(config_class: type, **options: Any) -> ArgumentParser:
+    parser = ArgumentParser(**options)
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
+
+
+def _instantiate(config_class: type[Config], parser: ArgumentParser, namespace: Any) -> Config:
+    values = vars(parser.instantiate_classes(namespace))
+    values.pop("config", None)
+    return config_class(**values)

@@ -1,0 +1,254 @@
+"""The commands on tiny models: run directories, resume, kill, chat templates, comparisons."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from entrocraft.cli import main
+from entrocraft.models import ReasonerConfig, build_reasoner, build_tokenizer
+from entrocraft.training.comparison import CompareConfig
+from entrocraft.training.config import TrainConfig
+from entrocraft.training.parsing import config_from_mapping
+from entrocraft.training.recorder import read_records
+
+SHAPE = ReasonerConfig(hidden_size=32, layers=1, heads=2, intermediate_size=32, max_positions=512)
+CHAT = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+WALL = ("seconds",)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """One cache for the module, and two untrained models on disk: plain and with a chat template."""
+    root = tmp_path_factory.mktemp("home")
+    for name, template in (("plain", None), ("chat", CHAT)):
+        tokenizer = build_tokenizer(SHAPE.max_positions)
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(root / name)
+        build_reasoner(SHAPE, tokenizer).save_pretrained(root / name)
+    return root
+
+
+def keys(home, output, **changes):
+    base = {
+        "output": str(output),
+        "model": str(home / "plain"),
+        "cache_dir": str(home / "cache"),
+        "steps": 4,
+        "prompts": 4,
+        "generations": 4,
+        "max_completion_length": 6,
+        "save_every": 2,
+        "task": {"name": "countdown", "train_size": 40},
+        "evaluation": {
+            "probe_every": 2,
+            "probe_prompts": 16,
+            "every": 4,
+            "prompts": 4,
+            "samples": 2,
+        },
+    }
+    return base | changes
+
+
+def config_file(path, values):
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def records(directory):
+    rows = read_records(Path(directory) / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in WALL} for row in rows]
+
+
+def test_train_writes_a_whole_run_directory(home, tmp_path, capsys):
+    out = tmp_path / "run"
+    file = config_file(tmp_path / "c.yaml", keys(home, out))
+    assert main(["train", file, "--control.rule", "tilt", "--steps", "5"]) == 0
+    assert "report.html" in capsys.readouterr().out
+    for name in ("config.yaml", "metrics.jsonl", "report.html", "entropy.png", "checkpoints"):
+        assert (out / name).exists(), name
+    rows = records(out)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    for row in rows[:-1]:
+        assert {"reward", "entropy/target", "entropy/measured", "entropy/pressure"} <= set(row)
+        assert 0 <= row["entropy/kept_fraction"] <= 1
+    assert [row["step"] for row in rows if "entropy/probe" in row] == [0, 2, 4, 5]
+    assert {"eval/pass@1", "eval/pass@2", "entropy/target"} <= set(rows[-1])
+    saved = yaml.safe_load((out / "config.yaml").read_text())
+    assert saved["steps"] == 5
+    assert saved["name"] == "tilt"
+    assert main(["report", str(out)]) == 0
+
+
+def test_the_probe_is_the_same_number_for_the_same_weights(home, tmp_path):
+    for rule in ("tilt", "sign"):
+        values = keys(home, tmp_path / rule, control={"rule": rule}, steps=1)
+        assert main(["train", config_file(tmp_path / f"{rule}.yaml", values)]) == 0
+    first, second = (records(tmp_path / rule)[0] for rule in ("tilt", "sign"))
+    for key in ("entropy/probe", "entropy/measured", "reward", "eval/pass@1"):
+        assert first[key] == second[key], "same model, same seed: same prompts and rollouts"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "trainer"), [("grpo", {"loss_type": "dr_grpo"}), ("rloo", {})]
+)
+def test_algorithms_and_trl_options(home, tmp_path, algorithm, trainer):
+    values = keys(home, tmp_path / "run", algorithm=algorithm, trainer=trainer, updates=2, steps=4)
+    assert main(["train", config_file(tmp_path / "c.yaml", values)]) == 0
+    rows = records(tmp_path / "run")
+    assert [row["step"] for row in rows if "entropy/target" in row] == [0, 2, 4]
+
+
+def test_a_chat_model_from_disk_takes_the_same_path(home, tmp_path, monkeypatch):
+    from entrocraft.training import run as module
+
+    seen = []
+    build = module._trainer
+
+    def spy(*args):
+        trainer = build(*args)
+        seen.append(trainer.train_dataset[0]["prompt"])
+        return trainer
+
+    monkeypatch.setattr(module, "_trainer", spy)
+    values = keys(home, tmp_path / "run", model=str(home / "chat"), steps=2)
+    assert main(["train", config_file(tmp_path / "c.yaml", values)]) == 0
+    assert seen[0][0]["role"] == "user"
+    assert "<answer>" in seen[0][0]["content"]
+    assert "entropy/probe" in records(tmp_path / "run")[0]
+
+
+def test_a_finished_run_is_reported_again_not_repeated(home, tmp_path):
+    file = config_file(tmp_path / "c.yaml", keys(home, tmp_path / "run"))
+    assert main(["train", file]) == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert main(["train", file]) == 0
+    assert [r["step"] for r in read_records(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+    assert records(tmp_path / "run")[:4] == [
+        {k: v for k, v in json.loads(line).items() if k not in WALL}
+        for line in before.splitlines()[:4]
+    ]
+
+
+def test_kill_9_and_resume_give_the_uninterrupted_metrics(home, tmp_path):
+    values = keys(home, tmp_path / "whole", steps=12, save_every=3)
+    assert main(["train", config_file(tmp_path / "whole.yaml", values)]) == 0
+    values["output"] = str(tmp_path / "killed")
+    command = [
+        sys.executable,
+        "-m",
+        "entrocraft",
+        "train",
+        config_file(tmp_path / "killed.yaml", values),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or len(read_records(metrics)) < 5:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = len(read_records(metrics))
+    assert killed_at < 13
+    with metrics.open("a") as file:
+        file.write('{"step": 99, "rew')  # as a kill in the middle of a write leaves it
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+
+
+def test_bad_input_says_what_to_change_and_leaves_the_run_alone(home, tmp_path, capsys):
+    file = config_file(tmp_path / "c.yaml", keys(home, tmp_path / "run", steps=1))
+    assert main(["train", file]) == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    cases = [
+        (["--learning_rate", "1"], "choose another output"),
+        (["--control.schedule", "linear(9, 9, 10)", "--output", str(tmp_path / "x")], "log(voc"),
+        (["--control.rule", "nope"], "unknown rule 'nope'"),
+        (["--control.schedule", "linear(0.5"], "not a schedule"),
+        (["--trainer", "{lostype: dapo}", "--output", str(tmp_path / "y")], "no option"),
+        (["--updates", "3", "--output", str(tmp_path / "z")], "do not divide"),
+        (["--model", str(tmp_path / "none"), "--output", str(tmp_path / "w")], "none"),
+        (["--chat", "true", "--output", str(tmp_path / "v")], "chat template"),
+        (["--task.name", "sudoku", "--output", str(tmp_path / "u")], "sudoku"),
+    ]
+    for flags, expected in cases:
+        capsys.readouterr()
+        assert main(["train", file, *flags]) == 1, flags
+        assert expected in capsys.readouterr().err, flags
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_compare_runs_what_is_missing_and_reports_together(home, tmp_path, capsys):
+    base = {k: v for k, v in keys(home, tmp_path).items() if k != "output"}
+    values = {
+        "output": str(tmp_path / "both"),
+        "methods": {"GRPO": {"control": {"rule": None}}, "tilt": {}},
+        "base": base | {"steps": 2},
+    }
+    file = config_file(tmp_path / "compare.yaml", values)
+    assert main(["compare", file]) == 0
+    results = json.loads((tmp_path / "both" / "results.json").read_text())
+    assert len(results["runs"]) == 2
+    assert (tmp_path / "both" / "report.html").exists()
+    first = tmp_path / "both" / "cells" / "GRPO-seed0"
+    stamp = (first / "metrics.jsonl").stat().st_mtime_ns
+    (tmp_path / "both" / "cells" / "tilt-seed0" / "report.html").unlink()
+    capsys.readouterr()
+    assert main(["compare", file]) == 0
+    assert "1 of 2 runs are there already" in capsys.readouterr().out
+    assert (first / "metrics.jsonl").stat().st_mtime_ns == stamp
+
+
+def test_a_failed_cell_is_named_and_the_others_are_kept(home, tmp_path, capsys):
+    base = {k: v for k, v in keys(home, tmp_path).items() if k != "output"}
+    values = {
+        "output": str(tmp_path / "some"),
+        "methods": {"good": {"steps": 1}, "bad": {"trainer": {"loss_type": "none such"}}},
+        "base": base,
+    }
+    assert main(["compare", config_file(tmp_path / "compare.yaml", values)]) == 1
+    error = capsys.readouterr().err
+    assert "bad, seed 0" in error
+    assert "log.txt" in error
+    assert (tmp_path / "some" / "cells" / "good-seed0" / "report.html").exists()
+
+
+def test_cells_share_prompts_and_differ_in_method_and_seed():
+    config = CompareConfig(seeds=[3, 4], base={"steps": 7, "control": {"schedule": "0.4"}})
+    cells = config.cells()
+    assert [cell.title for cell in cells[:3]] == ["GRPO, seed 3", "sign, seed 3", "tilt, seed 3"]
+    assert {cell.config.steps for cell in cells} == {7}
+    assert {cell.config.control.schedule for cell in cells} == {"0.4"}
+    assert [cell.config.control.rule for cell in cells[:3]] == [None, "sign", "tilt"]
+    with pytest.raises(ValueError, match="at least one"):
+        CompareConfig(methods={})
+
+
+def test_configs_of_the_repository_are_readable():
+    for file in Path("configs").glob("*.yaml"):
+        CompareConfig(**yaml.safe_load(file.read_text())).cells()
+    for wrong in ({"stepps": 3}, {"steps": "many"}, {"control": {"rules": "tilt"}}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            config_from_mapping(TrainConfig, wrong)
+
+
+def test_help_lists_the_commands(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("train", "compare", "report"))
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+    assert main(["nonsense"]) == 2
