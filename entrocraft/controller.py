@@ -203,69 +203,65 @@ class EntropyController:
     def _decide(
         self, sums: RolloutSums, step: int, optimiser_steps: int = 1, drift: float | None = None
     ) -> Decision:
-        if optimiser_steps < 1:
-            raise ValueError(f"optimiser_steps must be at least 1, got {optimiser_steps}")
-        if drift is not None and not math.isfinite(drift):
-            raise ValueError(f"drift must be finite nats, got {drift}; None if it is not known")
-        if sums.total_tokens == 0:
-            raise ValueError(
-                "the batch has no response token inside its mask, so it has no entropy; check the "
-                "mask (true on response tokens)"
-            )
-        measured = sums.mean_entropy()
-        self._anchor(measured)
-        lead = self.feedback.lead(optimiser_steps)
-        target = self.target(step)
-        ahead = self.target(step + lead)
-        effect = effects.rollout_effects(sums, self._effect) if self.rule else None
-        metrics = {"entropy/measured": measured}
+        _check_clock(sums, optimiser_steps, drift)
+        pressure, metrics = self._listen(sums.mean_entropy(), step, optimiser_steps)
         if math.isfinite(stderr := sums.entropy_stderr()):
             metrics["entropy/measured_stderr"] = stderr
-        if target is not None and ahead is not None:
-            pressure = self.feedback.update(measured, target, ahead, optimiser_steps)
-            metrics["entropy/target"] = target
-            metrics["entropy/estimate"] = self.feedback.estimate or 0.0
-            if isinstance(self.feedback, Relay):
-                metrics["entropy/low"] = target + self.feedback.band.low
-                metrics["entropy/high"] = target + self.feedback.band.high
-        if self.rule is None or effect is None:
+        if self.rule is None:
             self._decisions += 1
             ones = torch.ones(len(sums), dtype=torch.float64)
-            metrics |= {
-                "entropy/pressure": 0.0,
-                "entropy/kept_fraction": 1.0,
-                "entropy/saturated": 0.0,
-            }
+            metrics |= _outcome(0.0, ones, sums.advantages, saturated=False)
             return Decision(ones, ones.clone(), sums.advantages.clone(), metrics)
+        effect = effects.rollout_effects(sums, self._effect)
         self._follow_scale(sums, effect)
         ballot = acceptance.Ballot(sums.advantages, effect, self._scale, sums.rewards)
         verdict = self.rule.judge(ballot, pressure)
         kept = self._draw(verdict, effect)
         votes = verdict.advantages != 0
         weights = kept.double() * self._renormalisation(kept, votes, sums.tokens)
+        metrics |= _outcome(pressure, weights, verdict.advantages, self.feedback.saturated)
         decision = Decision(weights, verdict.probabilities, verdict.advantages * weights, metrics)
-        self._gain.observe(measured)
-        trained = replace(sums, advantages=decision.advantages)
-        predicted = float(effects.rollout_effects(trained, self._effect).sum())
-        self._gain.predict(measured, predicted)
+        trained = effects.rollout_effects(
+            replace(sums, advantages=decision.advantages), self._effect
+        )
+        metrics |= self._in_nats(sums.mean_entropy(), effect, float(trained.sum()), drift or 0.0)
         self._decisions += 1
-        count = int(votes.sum())
-        metrics |= {
-            "entropy/pressure": pressure,
-            "entropy/kept_fraction": int((kept & votes).sum()) / count if count else 1.0,
-            "entropy/saturated": float(self.feedback.saturated),
-            "entropy/empty": float(decision.useful == 0),
-        }
-        if (gain := self._gain.gain) is not None:
-            translated = {
-                "entropy/gain": gain,
-                "entropy/predicted_change": gain * predicted + (drift or 0.0),
-                "entropy/authority_up": gain * float(effect.clamp(min=0).sum()),
-                "entropy/authority_down": gain * float(effect.clamp(max=0).sum()),
-            }
-            metrics |= {key: nats for key, nats in translated.items() if math.isfinite(nats)}
         self._warn(metrics, decision)
         return decision
+
+    def _listen(
+        self, measured: float, step: int, optimiser_steps: int
+    ) -> tuple[float, dict[str, float]]:
+        """Give the measurement to the feedback; return the pressure and what there is to log."""
+        self._anchor(measured)
+        metrics = {"entropy/measured": measured}
+        target = self.target(step)
+        ahead = self.target(step + self.feedback.lead(optimiser_steps))
+        if target is None or ahead is None:
+            return 0.0, metrics
+        pressure = self.feedback.update(measured, target, ahead, optimiser_steps)
+        metrics["entropy/target"] = target
+        metrics["entropy/estimate"] = self.feedback.estimate or 0.0
+        if isinstance(self.feedback, Relay):
+            metrics["entropy/low"] = target + self.feedback.band.low
+            metrics["entropy/high"] = target + self.feedback.band.high
+        return pressure, metrics
+
+    def _in_nats(
+        self, measured: float, effect: Tensor, predicted: float, drift: float
+    ) -> dict[str, float]:
+        """Learn the gain, and translate what is predicted and what was in reach by it."""
+        self._gain.observe(measured)
+        self._gain.predict(measured, predicted)
+        if (gain := self._gain.gain) is None:
+            return {}
+        translated = {
+            "entropy/gain": gain,
+            "entropy/predicted_change": gain * predicted + drift,
+            "entropy/authority_up": gain * float(effect.clamp(min=0).sum()),
+            "entropy/authority_down": gain * float(effect.clamp(max=0).sum()),
+        }
+        return {key: nats for key, nats in translated.items() if math.isfinite(nats)}
 
     def _needs_no_anchor(self) -> bool:
         return self.schedule is None or schedules.is_anchored(self.schedule)
@@ -381,8 +377,8 @@ class EntropyController:
             )
         if state["settings"] != self._settings():
             warnings.warn(
-                f"the checkpoint's controller was {state['settings']}, this one is {self!r}; its "
-                "memory is used with the new settings",
+                f"the checkpoint's controller was {state['settings']}, this one is "
+                f"{self._settings()}; its memory is used with the new settings",
                 EntropyControlWarning,
                 stacklevel=2,
             )
@@ -399,7 +395,8 @@ class EntropyController:
 
     def _settings(self) -> str:
         """Return repr without addresses: those of plain functions change from run to run."""
-        return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self))
+        settings = f"{self!r} with {self.feedback!r}, renormalise={self.renormalise!r}"
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", settings)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._decisions = int(state["decisions"])
@@ -412,6 +409,32 @@ class EntropyController:
         self._anchored = self.schedule if self._needs_no_anchor() else None
         if self._initial is not None:
             self._anchor(self._initial)
+
+
+def _check_clock(sums: RolloutSums, optimiser_steps: int, drift: float | None) -> None:
+    if optimiser_steps < 1:
+        raise ValueError(f"optimiser_steps must be at least 1, got {optimiser_steps}")
+    if drift is not None and not math.isfinite(drift):
+        raise ValueError(f"drift must be finite nats, got {drift}; None if it is not known")
+    if sums.total_tokens == 0:
+        raise ValueError(
+            "the batch has no response token inside its mask, so it has no entropy; check the "
+            "mask (true on response tokens)"
+        )
+
+
+def _outcome(
+    pressure: float, weights: Tensor, advantages: Tensor, saturated: bool
+) -> dict[str, float]:
+    """Return what was done with the rollouts that carry a vote."""
+    votes = advantages != 0
+    kept, count = int((votes & (weights > 0)).sum()), int(votes.sum())
+    return {
+        "entropy/pressure": pressure,
+        "entropy/kept_fraction": kept / count if count else 1.0,
+        "entropy/saturated": float(saturated),
+        "entropy/empty": float(kept == 0),
+    }
 
 
 def _default_feedback(rule: acceptance.Rule | None, band: float | tuple[float, float]) -> Feedback:

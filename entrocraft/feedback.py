@@ -98,6 +98,12 @@ class ProportionalIntegral:
         self._integral = 0.0
         self._pressure = 0.0
 
+    def __repr__(self) -> str:
+        return (
+            f"ProportionalIntegral({self.proportional_gain:g}, {self.integral_gain:g}, "
+            f"smoothing={self.smoothing:g}, lead={self._lead}, limit={self.limit:g})"
+        )
+
     @property
     def estimate(self) -> float | None:
         """Filtered entropy H_f, nats per token."""
@@ -182,6 +188,9 @@ class Relay:
         self._estimate: float | None = None
         self._pressure = 0.0
 
+    def __repr__(self) -> str:
+        return f"Relay(({self.band.low:g}, {self.band.high:g}))"
+
     @property
     def estimate(self) -> float | None:
         """The last measurement, nats per token."""
@@ -229,6 +238,7 @@ class GainTracker:
         self.window = window
         self.memory = memory
         self._past: deque[tuple[float, float]] = deque(maxlen=window)
+        self._compared = 0
         self._cross = 0.0
         self._square = 0.0
 
@@ -236,9 +246,10 @@ class GainTracker:
     def gain(self) -> float | None:
         """Nats per predicted nat.
 
-        None until a whole window was seen, or while the estimate is not positive.
+        None until a whole window of comparisons was made, since a few are ruled by the noise of
+        one measurement; and while the estimate is not positive.
         """
-        if self._square <= 0 or self._cross <= 0:
+        if self._compared < self.window or self._square <= 0 or self._cross <= 0:
             return None
         gain = self._cross / self._square
         return gain if math.isfinite(gain) else None
@@ -248,6 +259,7 @@ class GainTracker:
         if len(self._past) == self.window and math.isfinite(entropy):
             predicted = sum(change for _, change in self._past)
             realised = entropy - self._past[0][0]
+            self._compared += 1
             self._cross = self.memory * self._cross + predicted * realised
             self._square = self.memory * self._square + predicted * predicted
 
@@ -260,6 +272,7 @@ class GainTracker:
         """The window and the two sums."""
         return {
             "past": [list(pair) for pair in self._past],
+            "compared": self._compared,
             "cross": self._cross,
             "square": self._square,
         }
@@ -267,4 +280,5 @@ class GainTracker:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self._past = deque(((float(a), float(b)) for a, b in state["past"]), maxlen=self.window)
+        self._compared = int(state["compared"])
         self._cross, self._square = float(state["cross"]), float(state["square"])
