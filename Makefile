@@ -65,12 +65,15 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 
 # torch is held at one release; its CUDA companions are left to it
+RESOLVE = uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev --quiet \
+	--no-header --no-annotate --constraint .pins.txt --output-file .resolved.txt
 constraints:
-	echo 'torch==2.13.0' > .torch.txt
-	uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev --quiet \
-		--constraint .torch.txt --no-header --no-annotate --output-file .all.txt
-	grep -vE '^(nvidia|cuda|triton)' .all.txt > constraints.txt
-	rm .torch.txt .all.txt
+	printf 'torch==2.13.0\n' > .pins.txt
+	$(RESOLVE) && grep -vE '^(nvidia|cuda|triton)' .resolved.txt > constraints.txt
+	printf 'torch==2.13.0\ntrl==1.5.1\ntransformers==4.57.6\n' > .pins.txt
+	rm .resolved.txt && $(RESOLVE) && \
+		grep -vE '^(nvidia|cuda|triton)' .resolved.txt > constraints-oldest-trl.txt
+	rm .pins.txt .resolved.txt
 
 clean:
 	rm -rf $(VENV) $(OLD_VENV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 from rich.console import Console
@@ -10,10 +11,10 @@ __all__ = ["quiet_console"]
 
 
 def quiet_console() -> Console:
-    """Return a console that the libraries leave alone: no bars and deprecation notes of theirs."""
+    """Return a console that libraries leave alone, and that of several processes the first has."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-    return Console()
+    return Console(quiet=os.environ.get("RANK", "0") != "0")
