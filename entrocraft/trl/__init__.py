@@ -1,0 +1,14 @@
+"""Entropy control for TRL's trainers: the same classes and arguments, plus `entropy_control=`.
+
+    from entrocraft.trl import GRPOTrainer
+
+    trainer = GRPOTrainer(..., entropy_control="linear(initial, 0.3, 300)")
+
+`EntropyControlMixin` does the same for a subclass of your own. With `entropy_control=None` the
+trainers are TRL's, bit for bit.
+"""
+
+from entrocraft.trl.mixin import EntropyControlMixin
+from entrocraft.trl.trainers import GRPOTrainer, RLOOTrainer
+
+__all__ = ["EntropyControlMixin", "GRPOTrainer", "RLOOTrainer"]

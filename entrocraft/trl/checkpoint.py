@@ -1,0 +1,54 @@
+"""The method's memory inside the trainer's checkpoints."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from entrocraft.controller import EntropyControlWarning, EntropyMethod
+
+__all__ = ["EntropyControlState"]
+
+
+class EntropyControlState(TrainerCallback, ExportableState):
+    """Writes the method's state into `trainer_state.json` and takes it back when a run resumes.
+
+    Made by `EntropyControlState.of(method)`.
+    """
+
+    method: EntropyMethod
+
+    @classmethod
+    def of(cls, method: EntropyMethod) -> EntropyControlState:
+        """Bind a method to a callback.
+
+        The method is an attribute of the callback's class, since a trainer with
+        `restore_callback_states_from_checkpoint` makes callbacks anew by calling their class.
+        """
+        return type(cls.__name__, (cls,), {"method": method})()
+
+    def state(self) -> dict[str, Any]:
+        """Return what the trainer writes under `stateful_callbacks`."""
+        return {"args": {}, "attributes": {"memory": self.method.state_dict()}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the memory back if the run resumes, and check the schedule over its whole length."""
+        name = type(self).__name__
+        saved = state.stateful_callbacks.get(name)
+        if state.global_step > 0:
+            if saved is None:
+                warnings.warn(
+                    f"the checkpoint at step {state.global_step} was written without entropy "
+                    "control; control starts here without memory, and levels relative to the "
+                    "initial entropy are anchored here",
+                    EntropyControlWarning,
+                    stacklevel=2,
+                )
+            else:
+                self.method.load_state_dict(saved["attributes"]["memory"])
+        # the trainer expects an entry of every exporting callback when it saves
+        state.stateful_callbacks.setdefault(name, self.state())
+        self.method.prepare(steps=state.max_steps)

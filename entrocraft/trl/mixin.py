@@ -1,0 +1,171 @@
+"""The mixin that puts an entropy method between TRL's advantages and its loss."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast, gather
+from torch import Tensor
+
+from entrocraft.controller import (
+    Decision,
+    EntropyController,
+    EntropyControlWarning,
+    EntropyMethod,
+)
+from entrocraft.rollouts import RolloutBatch, RolloutSums
+from entrocraft.trl.checkpoint import EntropyControlState
+from entrocraft.trl.signals import SignalRecorder
+
+_Trainer: Any = object  # for the type checker: the mixin's next class is one of TRL's trainers
+
+__all__ = ["EntropyControlMixin"]
+
+
+class EntropyControlMixin(_Trainer):
+    """Adds `entropy_control=` to TRL's `GRPOTrainer`, `RLOOTrainer` or a subclass of them.
+
+        class MyTrainer(EntropyControlMixin, trl.GRPOTrainer): ...
+
+    Once per generation batch, after TRL has computed advantages, the method decides on all ranks'
+    rollouts together; each process gets its slice back. Rejected rollouts keep their place with
+    advantage 0: masks, normalisers, the KL term and logged completions stay TRL's. Evaluation is
+    untouched.
+
+    Args:
+        entropy_control: a schedule (text or callable), an `EntropyController`, any other entropy
+            method, or None: then the trainer is TRL's, bit for bit.
+
+    Attributes:
+        entropy_control: the method, or None.
+        last_decision: on the latest generation batch, over all ranks; None before the first.
+    """
+
+    entropy_control: EntropyMethod | None
+    last_decision: Decision | None
+
+    def __init__(self, *args: Any, entropy_control: Any = None, **kwargs: Any) -> None:
+        # needed before TRL's constructor, which may already call what is overridden here
+        self.entropy_control = None
+        self.last_decision = None
+        super().__init__(*args, **kwargs)
+        if entropy_control is None:
+            return
+        if not hasattr(entropy_control, "decide"):
+            entropy_control = EntropyController(schedule=entropy_control)
+        entropy_control.prepare(
+            vocabulary=self.model.config.get_text_config().vocab_size,
+            steps=self.args.max_steps if self.args.max_steps > 0 else None,
+        )
+        self.entropy_control = entropy_control
+        self._signals = SignalRecorder(self.temperature, entropy_control.effect)
+        self._rollout_rewards: Tensor | None = None
+        self.add_callback(EntropyControlState.of(entropy_control))
+        if getattr(self.args, "entropy_coef", 0.0) or getattr(
+            self.args, "use_adaptive_entropy", False
+        ):
+            warnings.warn(
+                "both entropy_control and TRL's entropy bonus (entropy_coef, use_adaptive_entropy) "
+                "are on and will work against each other; set entropy_coef=0 unless that is the "
+                "point of the experiment",
+                EntropyControlWarning,
+                stacklevel=2,
+            )
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        compute = super()._get_per_token_logps_and_entropies
+        if self.entropy_control is not None:
+            model = args[0] if args else kwargs["model"]
+            if self._signals.wants(self, model):
+                return self._signals.record(self, compute, args, kwargs)
+        return compute(*args, **kwargs)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        per_function = super()._calculate_rewards(*args, **kwargs)
+        if self.entropy_control is not None:
+            weights = self.reward_weights.to(per_function.device)
+            rewards = (per_function * weights).nansum(dim=1)
+            rewards[torch.isnan(per_function).all(dim=1)] = torch.nan
+            self._rollout_rewards = rewards  # TRL has gathered them: (all ranks' B,)
+        return per_function
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        if self.entropy_control is None:
+            return super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            output = super()._generate_and_score_completions(inputs)
+            self._log_kept([None] * (len(inputs) * self.accelerator.num_processes))
+            return output
+        with self._signals.listening():
+            output = super()._generate_and_score_completions(inputs)
+        self._decide_on(output)
+        return output
+
+    def _decide_on(self, output: dict[str, Any]) -> None:
+        """Let the method decide on this generation batch and put its advantages into `output`."""
+        advantages = output.get("advantages")
+        if advantages is None or advantages.ndim != 1:
+            found = "none" if advantages is None else f"shape {tuple(advantages.shape)}"
+            raise ValueError(
+                f"entropy control expects one advantage for each rollout, (B,), from TRL; found "
+                f"{found}. Combine per-token advantages after the decision, in _compute_loss"
+            )
+        mask = output["completion_mask"].bool()
+        if output.get("tool_mask") is not None:
+            mask = mask & output["tool_mask"].bool()
+        signals = self._signals.heard(output) or self._signals.ask(self, output)
+        args = self.args
+        updates = (
+            args.steps_per_generation * self.num_iterations // args.gradient_accumulation_steps
+        )
+        local = RolloutBatch(
+            step=self.state.global_step,
+            advantages=advantages,
+            mask=mask,
+            logprobs=signals.logprobs,
+            entropies=signals.entropies,
+            sensitivity=signals.sensitivity,
+        ).sums()
+        sums = self._gather(local)
+        if sums.total_tokens == 0:
+            # every completion was cut short and masked: nothing to measure, nothing to train on
+            self._log_kept([True] * len(sums))
+            return
+        assert self.entropy_control is not None
+        decision = self.entropy_control.decide(
+            sums, step=self.state.global_step, optimiser_steps=max(1, updates)
+        )
+        ready = decision.advantages.to(advantages.device, advantages.dtype)
+        if self.accelerator.num_processes > 1:
+            ready = broadcast(ready, from_process=0)
+        start = self.accelerator.process_index * len(advantages)
+        output["advantages"] = ready[start : start + len(advantages)]
+        self.last_decision = decision
+        for name, value in decision.metrics.items():
+            self._metrics["train"][name].append(value)
+        self._log_kept([bool(weight) for weight in decision.weights])
+
+    def _gather(self, local: RolloutSums) -> RolloutSums:
+        """All ranks' sums, in TRL's global order: rank by rank, groups contiguous."""
+        names = ["advantages", "tokens", "logprob", "entropy"]
+        if local.sensitivity is not None:
+            names.append("sensitivity")
+        columns = torch.stack([getattr(local, name) for name in names], dim=1)
+        if self.accelerator.num_processes > 1:
+            device = self.accelerator.device
+            if device.type == "mps":
+                columns = columns.float()
+            columns = gather(columns.to(device)).cpu().double()
+        rewards = self._rollout_rewards
+        rows = torch.arange(len(columns))
+        return RolloutSums(
+            **{name: columns[:, index] for index, name in enumerate(names)},
+            rewards=None if rewards is None else rewards.detach().cpu().double(),
+            group=rows // self.num_generations,
+        )
+
+    def _log_kept(self, kept: list[bool | None]) -> None:
+        """Fill the column `kept` of the completions table, row by row like TRL's own columns."""
+        self._logs["extra"]["kept"].extend(kept)

@@ -1,0 +1,203 @@
+"""What the controller needs of each token, read from a forward pass of TRL's.
+
+TRL computes log-probabilities (and entropies) of the completions in one method. Where it does so
+before the update anyway, the pass is listened to; where it does not, one pass without gradients is
+made. The logit-level sensitivity comes from the same pass: a hook on the backbone takes its hidden
+states and applies the language-model head in chunks over positions, so no (B, T, V) tensor appears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from entrocraft.effects import TOKEN_LEVELS, token_statistics
+
+__all__ = ["SignalRecorder", "Signals"]
+
+_LARGEST_MEAN_DISAGREEMENT = 0.1
+
+# what TRL hands to its log-prob pass besides the tokens, as far as the batch has it
+_MODEL_INPUTS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Per-token signals of one process, (B, T) each, in nats.
+
+    `sensitivity` is None unless the effect level needs it.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
+    sensitivity: Tensor | None
+
+
+class SignalRecorder:
+    """Listens to TRL's log-prob passes of one trainer.
+
+    Args:
+        temperature: sampling temperature, which TRL divides the logits by.
+        level: effect level of the hosted method, or None.
+    """
+
+    def __init__(self, temperature: float, level: str | None) -> None:
+        self.temperature = temperature
+        self.level = level
+        self._open = False
+        self._first: Signals | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[SignalRecorder]:
+        """Record the first pass of the policy without gradients inside this block."""
+        self._open, self._first = True, None
+        try:
+            yield self
+        finally:
+            self._open = False
+
+    def wants(self, trainer: Any, model: nn.Module) -> bool:
+        """Whether to listen to this pass: the policy's, without gradients, the first."""
+        policy = model is trainer.model or model is getattr(trainer, "model_wrapped", None)
+        return self._open and self._first is None and policy and not torch.is_grad_enabled()
+
+    def record(self, trainer: Any, compute: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run TRL's pass `compute(*args, **kwargs)`, with entropies, and keep what it says."""
+        bound = _bind(args, kwargs)
+        kwargs = dict(kwargs, compute_entropy=True)
+        sensitivity: Tensor | None = None
+        if self.level in TOKEN_LEVELS:
+            tap = _Tap(trainer, bound["input_ids"], bound["logits_to_keep"], self.temperature)
+            with tap:
+                out = compute(*args, **kwargs)
+            sensitivity = tap.sensitivity(out[0])
+        else:
+            out = compute(*args, **kwargs)
+        if out[1] is None:
+            raise RuntimeError(
+                "TRL returned no entropies although asked to; entrocraft knows TRL 1.0 to 1.16: "
+                "pin one of them"
+            )
+        self._first = Signals(out[0].detach(), out[1].detach(), sensitivity)
+        return out
+
+    def heard(self, output: dict[str, Any]) -> Signals | None:
+        """Return what was recorded if it was the old-log-prob pass of this very batch, else None.
+
+        A pass of the reference policy that shares the model (an adapter switched off) looks the
+        same from outside; the batch's own old log-probabilities tell them apart.
+        """
+        if self._first is None:
+            return None
+        logprobs = self._first.logprobs
+        if (old := output.get("old_per_token_logps")) is not None:
+            same = torch.equal(old, logprobs)
+        elif (old := output.get("old_logps")) is not None:
+            same = torch.equal(old, (logprobs * output["completion_mask"]).sum(1))
+        else:
+            same = False
+        return self._first if same else None
+
+    def ask(self, trainer: Any, output: dict[str, Any]) -> Signals:
+        """Make one pass without gradients over the batch that TRL just scored."""
+        training = trainer.model.training
+        trainer.model.eval()  # dropout would draw from the generator that the plain trainer uses
+        try:
+            with torch.no_grad(), self.listening():
+                trainer._get_per_token_logps_and_entropies(
+                    trainer.model,
+                    torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+                    torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                    output["completion_ids"].size(1),
+                    batch_size=trainer.args.per_device_train_batch_size,
+                    **{name: output[name] for name in _MODEL_INPUTS if name in output},
+                )
+        finally:
+            trainer.model.train(training)
+        assert self._first is not None
+        return self._first
+
+
+class _Tap:
+    """Forward hook on the backbone that turns hidden states into token sensitivities."""
+
+    def __init__(self, trainer: Any, input_ids: Tensor, keep: int, temperature: float) -> None:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._model, self._keep, self._temperature = model, keep, temperature
+        self._tokens = input_ids[:, -keep:]
+        self._logprobs: list[Tensor] = []
+        self._sensitivity: list[Tensor] = []
+
+    def __enter__(self) -> _Tap:
+        self._handle = self._model.base_model.register_forward_hook(self._hear)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._handle.remove()
+
+    def _hear(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        hidden = getattr(output, "last_hidden_state", None)
+        hidden = output[0] if hidden is None else hidden
+        start = sum(len(part) for part in self._logprobs)
+        tokens = self._tokens[start : start + len(hidden)]
+        statistics = token_statistics(
+            hidden[:, -self._keep - 1 : -1], tokens, self._temperature, project=self._project
+        )
+        self._logprobs.append(statistics.logprob)
+        self._sensitivity.append(statistics.sensitivity)
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        head = self._model.get_output_embeddings()
+        return _finish_logits(self._model, head(hidden.to(head.weight.device)).float())
+
+    def sensitivity(self, logprobs: Tensor) -> Tensor:
+        """Join the parts, and check them by TRL's own log-probabilities of the same tokens."""
+        mine = torch.cat(self._logprobs)
+        valid = torch.isfinite(logprobs) & (logprobs != 0)
+        gap = (mine - logprobs)[valid].abs()
+        if len(gap) and float(gap.mean()) > _LARGEST_MEAN_DISAGREEMENT:
+            raise RuntimeError(
+                f"token sensitivities of {type(self._model).__name__} cannot be trusted: "
+                "log-probabilities recomputed from its head differ from TRL's by "
+                f"{float(gap.mean()):.2g} nats on average (the model transforms its logits in a "
+                "way that is not known here); use effect='sampled'"
+            )
+        return torch.cat(self._sensitivity)
+
+
+def _finish_logits(model: Any, logits: Tensor) -> Tensor:
+    """Apply the scaling and soft-capping that some architectures do after their head."""
+    config = model.config.get_text_config()
+    scale = None
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        scale = getattr(config, name, None) if scale is None else scale
+    if scale is None and (scaling := getattr(config, "logits_scaling", None)) is not None:
+        scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
+    if scale is not None:
+        logits = logits * scale
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+def _bind(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Name the leading arguments of TRL's method, whose wrappers differ over versions."""
+    names = ("model", "input_ids", "attention_mask", "logits_to_keep")
+    return dict(zip(names, args, strict=False)) | kwargs
