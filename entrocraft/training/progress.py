@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+from typing_extensions import Self
 
 __all__ = ["CellsProgress", "RunProgress", "describe_record"]
 
@@ -46,52 +48,12 @@ class _Numbers(ProgressColumn):
         return Text(task.fields.get("numbers", ""))
 
 
-class RunProgress:
-    """A progress bar on a terminal; a line every tenth of the run elsewhere."""
+class _Display:
+    """Bars on a terminal; elsewhere a line now and then, see `_every_tenth`."""
 
-    def __init__(self, title: str, steps: int, console: Console | None = None) -> None:
-        self.console = console or Console()
-        self.title = title
-        self.steps = steps
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            _Numbers(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self._task = self._progress.add_task(title, total=steps)
-        self._printed = -1
-
-    def __enter__(self) -> RunProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def __call__(self, record: dict[str, Any]) -> None:
-        """Show one record."""
-        done = min(record["step"] + 1, self.steps)
-        self._progress.update(self._task, completed=done, numbers=describe_record(record))
-        tenth = done * 10 // self.steps
-        if not self.console.is_terminal and tenth > self._printed and "reward" in record:
-            self._printed = tenth
-            self.console.print(f"{self.title} step {done}/{self.steps}  {describe_record(record)}")
-
-
-class CellsProgress:
-    """Bars of several runs at once and one for all of them; lines elsewhere than on a terminal."""
-
-    def __init__(self, cells: list[tuple[str, int]], console: Console) -> None:
+    def __init__(self, console: Console, steps: int) -> None:
         self.console = console
+        self._steps_in_all = max(steps, 1)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -101,16 +63,9 @@ class CellsProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._steps = dict(cells)
-        self._done: dict[str, int] = {title: 0 for title, _ in cells}
-        self._all = self._progress.add_task("[bold]all runs", total=sum(self._steps.values()) or 1)
-        self._tasks = {
-            title: self._progress.add_task(title, total=steps, visible=False)
-            for title, steps in cells
-        }
-        self._printed = -1
+        self._tenth = -1
 
-    def __enter__(self) -> CellsProgress:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -122,25 +77,63 @@ class CellsProgress:
     ) -> None:
         self._progress.stop()
 
+    def _every_tenth(self, done: int, text: str) -> None:
+        """Print a line for every tenth of the work, where no bar is shown."""
+        tenth = done * 10 // self._steps_in_all
+        if not self.console.is_terminal and tenth > self._tenth:
+            self._tenth = tenth
+            self.console.print(text, soft_wrap=True, highlight=False)
+
+
+class RunProgress(_Display):
+    """Progress of one run."""
+
+    def __init__(self, title: str, steps: int, console: Console | None = None) -> None:
+        super().__init__(console or Console(), steps)
+        self.title = title
+        self.steps = steps
+        self._task = self._progress.add_task(f"[bold]{escape(title)}", total=steps)
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Show one record."""
+        if "reward" not in record:
+            return
+        done = min(record["step"] + 1, self.steps)
+        numbers = describe_record(record)
+        self._progress.update(self._task, completed=done, numbers=numbers)
+        self._every_tenth(done, f"{self.title} step {done}/{self.steps}  {numbers}")
+
+
+class CellsProgress(_Display):
+    """Progress of several runs at once, and of all of them together."""
+
+    def __init__(self, cells: list[tuple[str, int]], console: Console) -> None:
+        super().__init__(console, sum(steps for _, steps in cells))
+        self._steps = dict(cells)
+        self._done = {title: 0 for title, _ in cells}
+        self._all = self._progress.add_task("[bold]all runs", total=self._steps_in_all)
+        self._tasks = {
+            title: self._progress.add_task(escape(title), total=steps, visible=False)
+            for title, steps in cells
+        }
+
     def show(self, title: str, records: list[dict[str, Any]]) -> None:
         """Show how far a run is, from its records."""
         trained = [record for record in records if "reward" in record]
         numbers = describe_record(trained[-1]) if trained else "starting"
-        self._advance(title, len(trained), numbers)
+        self._advance(title, trained[-1]["step"] + 1 if trained else 0, numbers)
 
     def finish(self, title: str, failed: bool) -> None:
         """Mark a run as ended."""
-        done = self._done[title] if failed else self._steps[title]
-        self._advance(title, done, "failed, see its log.txt" if failed else "done")
+        state = "failed, see its log.txt" if failed else "done"
+        self._advance(title, self._done[title] if failed else self._steps[title], state)
         if not self.console.is_terminal:
-            self.console.print(f"{title}: {'failed, see its log.txt' if failed else 'done'}")
+            self.console.print(f"{title}: {state}", soft_wrap=True, highlight=False)
 
     def _advance(self, title: str, done: int, numbers: str) -> None:
         self._done[title] = done
         self._progress.update(self._tasks[title], completed=done, numbers=numbers, visible=True)
         total = sum(self._done.values())
         self._progress.update(self._all, completed=total)
-        tenth = total * 10 // (sum(self._steps.values()) or 1)
-        if not self.console.is_terminal and tenth > self._printed:
-            self._printed = tenth
-            self.console.print(f"{tenth * 10:>3} % of all steps  ({title}: {numbers})")
+        share = total / self._steps_in_all
+        self._every_tenth(total, f"{share:4.0%} of all steps  ({title}: {numbers})")
