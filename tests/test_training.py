@@ -28,7 +28,7 @@ WALL = ("seconds",)
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """One cache for the module, and two untrained models on disk: plain and with a chat template."""
+    """One cache for the module, and two untrained models on disk: plain, and one that chats."""
     root = tmp_path_factory.mktemp("home")
     for name, template in (("plain", None), ("chat", CHAT)):
         tokenizer = build_tokenizer(SHAPE.max_positions)
