@@ -36,17 +36,14 @@ class Decision:
         advantages: (B,) float64, ready to train on: the batch's advantages times `weights` (the
             rule `switch` puts raw rewards in their place).
         metrics: the keys of docs/metrics.md.
+        useful: number of rollouts that carry a gradient: kept, with tokens and an advantage not 0.
     """
 
     weights: Tensor
     probabilities: Tensor
     advantages: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def useful(self) -> int:
-        """Rollouts that carry a gradient: kept, with an advantage other than 0."""
-        return int((self.advantages != 0).sum())
+    useful: int = 0
 
 
 class EntropyMethod(Protocol):
@@ -210,17 +207,24 @@ class EntropyController:
         if self.rule is None:
             self._decisions += 1
             ones = torch.ones(len(sums), dtype=torch.float64)
-            metrics |= _outcome(0.0, ones, sums.advantages, saturated=False)
-            return Decision(ones, ones.clone(), sums.advantages.clone(), metrics)
+            metrics |= _outcome(0.0, ones, sums.votes, saturated=False)
+            useful = int(sums.votes.sum())
+            return Decision(ones, ones.clone(), sums.advantages.clone(), metrics, useful)
         effect = effects.rollout_effects(sums, self._effect)
         self._follow_scale(sums, effect)
         ballot = acceptance.Ballot(sums.advantages, effect, self._scale, sums.rewards)
         verdict = self.rule.judge(ballot, pressure)
         kept = self._draw(verdict, effect)
-        votes = verdict.advantages != 0
+        votes = (verdict.advantages != 0) & (sums.tokens > 0)
         weights = kept.double() * self._renormalisation(kept, votes, sums.tokens)
-        metrics |= _outcome(pressure, weights, verdict.advantages, self.feedback.saturated)
-        decision = Decision(weights, verdict.probabilities, verdict.advantages * weights, metrics)
+        metrics |= _outcome(pressure, weights, votes, self.feedback.saturated)
+        decision = Decision(
+            weights,
+            verdict.probabilities,
+            verdict.advantages * weights,
+            metrics,
+            useful=int((votes & kept).sum()),
+        )
         trained = effects.rollout_effects(
             replace(sums, advantages=decision.advantages), self._effect
         )
@@ -298,7 +302,7 @@ class EntropyController:
 
     def _follow_scale(self, sums: RolloutSums, effect: Tensor) -> None:
         """Slow average of the mean size of the effects that carry a vote."""
-        votes = effect[sums.advantages != 0]
+        votes = effect[sums.votes]
         if len(votes) == 0:
             return
         size = float(votes.abs().mean())
@@ -423,11 +427,8 @@ def _check_clock(sums: RolloutSums, optimiser_steps: int, drift: float | None) -
         )
 
 
-def _outcome(
-    pressure: float, weights: Tensor, advantages: Tensor, saturated: bool
-) -> dict[str, float]:
+def _outcome(pressure: float, weights: Tensor, votes: Tensor, saturated: bool) -> dict[str, float]:
     """Return what was done with the rollouts that carry a vote."""
-    votes = advantages != 0
     kept, count = int((votes & (weights > 0)).sum()), int(votes.sum())
     return {
         "entropy/pressure": pressure,

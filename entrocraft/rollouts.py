@@ -37,6 +37,11 @@ class RolloutSums:
         """N: response tokens in the whole batch."""
         return float(self.tokens.sum())
 
+    @property
+    def votes(self) -> Tensor:
+        """(B,) bool: rollouts that a decision counts, with tokens and an advantage other than 0."""
+        return (self.advantages != 0) & (self.tokens > 0)
+
     def mean_entropy(self) -> float:
         """Token mean of the entropy, nats per token."""
         return float(self.entropy.sum()) / self.total_tokens
@@ -44,11 +49,12 @@ class RolloutSums:
     def entropy_stderr(self) -> float:
         """Return the standard error of `mean_entropy`, nats per token.
 
-        The ratio estimator over independent clusters: prompts if `group` is known, else rollouts.
+        The ratio estimator over independent clusters: prompts if `group` is known, else rollouts;
+        those without tokens do not count.
         """
-        residual = self.entropy - self.mean_entropy() * self.tokens
+        residual = (self.entropy - self.mean_entropy() * self.tokens)[self.tokens > 0]
         if self.group is not None:
-            _, index = torch.unique(self.group, return_inverse=True)
+            _, index = torch.unique(self.group[self.tokens > 0], return_inverse=True)
             clusters = torch.zeros(int(index.max()) + 1, dtype=residual.dtype)
             residual = clusters.index_add_(0, index, residual)
         count = len(residual)

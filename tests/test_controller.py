@@ -568,3 +568,29 @@ def test_any_finite_batch_gets_a_sane_decision(rows, width, rule, data):
             if rule != "switch":
                 assert bool((decision.weights[batch.advantages == 0] == 1).all())
     json.dumps(steered.state_dict(), allow_nan=False)
+
+
+def test_rollouts_without_tokens_carry_no_vote():
+    """A truncated rollout that the trainer masks has an advantage but nothing to train on."""
+    mask = torch.ones(8, 5)
+    mask[4:] = 0
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
+    logprobs = -torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
+    sensitivity = torch.linspace(-1, 1, 40).view(8, 5)
+
+    def decide(rows):
+        controller = EntropyController("linear(0.9, 0.1, 10)", seed=3)
+        batch = RolloutBatch(
+            step=0,
+            advantages=advantages[:rows],
+            mask=mask[:rows],
+            logprobs=logprobs[:rows],
+            sensitivity=sensitivity[:rows],
+        )
+        return controller.decide(batch)
+
+    with_empty, without = decide(8), decide(4)
+    assert with_empty.metrics == pytest.approx(without.metrics)
+    assert with_empty.useful == without.useful
+    assert torch.equal(with_empty.weights[:4], without.weights)
+    assert bool((with_empty.weights[4:] == 1).all())

@@ -328,6 +328,14 @@ def test_a_schedule_that_cannot_be_met_stops_the_run_before_any_update(schedule,
         assert torch.equal(tensor, before[name])
 
 
+def test_the_whole_run_is_checked_once_its_length_is_known():
+    trainer = make_trainer(entropy_control="linear(2, 5, 36)", max_steps=-1, num_train_epochs=1)
+    with pytest.raises(ValueError, match=r"at step 31, above log\(vocabulary\)"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert trainer.last_decision is None
+
+
 @pytest.mark.skipif(
     "entropy_coef" not in {field.name for field in dataclasses.fields(trl.GRPOConfig)},
     reason="this TRL has no entropy bonus",
@@ -347,7 +355,7 @@ def test_an_entropy_bonus_beside_control_is_warned_of(bonus):
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
 def test_logged_rows_carry_the_metrics(kind):
-    trainer = make_trainer(kind, entropy_control="linear(initial, 2.0, 12)", max_steps=12)
+    trainer = make_trainer(kind, entropy_control="linear(initial, 2.0, 24)", max_steps=24)
     trainer.train()
     logged = rows(trainer)
     for row in logged:
