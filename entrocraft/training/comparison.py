@@ -128,7 +128,12 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
         prepare_model(model, console)
     todo = [cell for cell in cells if not cell.finished()]
     if len(todo) < len(cells):
-        console.print(f"{len(cells) - len(todo)} of {len(cells)} runs are there already")
+        console.print(
+            f"{len(cells) - len(todo)} of {len(cells)} runs are there already; delete them in "
+            f"{config.output / 'cells'} to train them again",
+            soft_wrap=True,
+            highlight=False,
+        )
     failed = run_cells(todo, config.jobs, config.threads, console)
     if failed:
         logs = "\n".join(f"  {cell.title}: {cell.directory / 'log.txt'}" for cell in failed)
