@@ -379,9 +379,9 @@ class EntropyController:
                 f"not a controller state of version 1: {str(state)[:200]}; was the checkpoint "
                 "written by another version of entrocraft?"
             )
-        if state["settings"] != self._settings():
+        if state.get("settings") != self._settings():
             warnings.warn(
-                f"the checkpoint's controller was {state['settings']}, this one is "
+                f"the checkpoint's controller was {state.get('settings')}, this one is "
                 f"{self._settings()}; its memory is used with the new settings",
                 EntropyControlWarning,
                 stacklevel=2,
@@ -389,7 +389,7 @@ class EntropyController:
         before = self.state_dict()
         try:
             self._restore(state)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._restore(before)
             raise ValueError(
                 f"the checkpoint's memory does not fit {self!r} with feedback "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from entrocraft.effects import token_statistics
 from entrocraft.rollouts import RolloutSums
@@ -16,8 +18,6 @@ from entrocraft.tasks import Problem, Task
 from entrocraft.tasks.prompts import text_prompt
 
 __all__ = ["Estimate", "Evaluation", "evaluate", "pass_at_k", "sample"]
-
-_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -72,37 +72,46 @@ def sample(
     *,
     temperature: float = 1.0,
     seed: int | None = 0,
+    special_tokens: bool = True,
+    sampling: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Complete prompts; the global random state is left as it was.
 
     Args:
         prompts: B prompts.
         max_new_tokens: longest completion, end token included.
-        temperature: of sampling, without truncation.
+        temperature: of sampling.
         seed: of the sampling; None decodes greedily.
+        special_tokens: let the tokenizer add its own; a rendered chat template has them already.
+        sampling: further options of transformers' `GenerationConfig`, such as top_p. The model's
+            own generation defaults are left out, as in training.
 
     Returns:
         Token ids (B, P + T), attention mask of the prompts (B, P), and mask of response tokens,
         end token included, (B, T).
     """
-    batch = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left").to(
-        model.device
-    )
-    options = (
-        {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-        if seed is None
-        else {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    batch = tokenizer(
+        list(prompts),
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=special_tokens,
+    ).to(model.device)
+    drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} | dict(sampling or {})
+    options = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        do_sample=seed is not None,
+        **({} if seed is None else drawn),
     )
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), _own_defaults(model, options):
         torch.manual_seed(seed or 0)
         ids = model.generate(  # type: ignore[operator]
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **options,
+            generation_config=options,
         )
     ended = ids[:, batch["input_ids"].shape[1] :] == tokenizer.eos_token_id
     # a token belongs to the response unless an end token came before it
@@ -120,52 +129,66 @@ def evaluate(
     temperature: float = 1.0,
     seed: int | None = 0,
     chat: bool = False,
+    batch_size: int = 1024,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Sample each problem `samples` times, verify the answers, measure the entropy.
 
     The same seed and weights give the same result. Dropout is off, the training mode is put back.
+    Entropy is that of the softmax at `temperature`, before top_p and the like.
     """
-    prompts = [
-        text_prompt(problem, tokenizer, chat) for problem in problems for _ in range(samples)
-    ]
+    asked = [problem for problem in problems for _ in range(samples)]
     training = model.training
     model.eval()
-    entropy, tokens, scores, finished = [], [], [], []
+    parts = []
     try:
-        for start in range(0, len(prompts), _ROWS_AT_ONCE):
-            part = prompts[start : start + _ROWS_AT_ONCE]
-            part_seed = None if seed is None else seed + start
+        for start in range(0, len(asked), batch_size):
+            part = asked[start : start + batch_size]
             ids, attention, mask = sample(
-                model, tokenizer, part, max_new_tokens, temperature=temperature, seed=part_seed
+                model,
+                tokenizer,
+                [text_prompt(problem, tokenizer, chat) for problem in part],
+                max_new_tokens,
+                temperature=temperature,
+                seed=None if seed is None else seed + start,
+                special_tokens=not chat,
+                sampling=sampling,
             )
-            entropy.append((_entropies(model, ids, attention, mask, temperature) * mask).sum(1))
-            tokens.append(mask.sum(1))
             answers = ids[:, -mask.shape[1] :]
-            finished.append(((answers == tokenizer.eos_token_id) & mask).any(1))
             texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-            scores += [
-                task.verify(problems[(start + row) // samples], text)
-                for row, text in enumerate(texts)
-            ]
+            right = [task.verify(*pair) >= 1 for pair in zip(part, texts, strict=True)]
+            nats = (_entropies(model, ids, attention, mask, temperature) * mask).sum(1)
+            ended = ((answers == tokenizer.eos_token_id) & mask).any(1)
+            columns = [nats.cpu(), mask.sum(1).cpu(), torch.tensor(right), ended.cpu()]
+            parts.append(torch.stack([column.double() for column in columns]))
     finally:
         model.train(training)
-    entropies, lengths = torch.cat(entropy).cpu().double(), torch.cat(tokens).cpu().double()
-    correct = (torch.tensor(scores) >= 1.0).view(-1, samples).sum(1)
-    per_problem = torch.arange(len(prompts)) // samples
+    entropies, lengths, correct, finished = torch.cat(parts, dim=1)
     sums = RolloutSums(
         advantages=torch.zeros_like(lengths),
         tokens=lengths,
         logprob=-entropies,
         entropy=entropies,
-        group=per_problem,
+        group=torch.arange(len(asked)) // samples,
     )
     return Evaluation(
         entropy=Estimate(sums.mean_entropy(), sums.entropy_stderr()),
-        correct=correct,
+        correct=correct.view(-1, samples).sum(1),
         samples=samples,
         length=float(lengths.mean()),
-        finished=float(torch.cat(finished).double().mean()),
+        finished=float(finished.mean()),
     )
+
+
+@contextmanager
+def _own_defaults(model: PreTrainedModel, options: GenerationConfig) -> Iterator[None]:
+    """Keep `generate` from filling gaps with the model's own generation defaults."""
+    before = model.generation_config
+    model.generation_config = options
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def _entropies(

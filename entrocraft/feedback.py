@@ -48,7 +48,8 @@ class Feedback(Protocol):
 class ProportionalIntegral:
     """PI control of the relative entropy error, with filter, lead and anti-windup.
 
-    With H the measured entropy, H_f its exponential filter and H_0 the first measurement::
+    With H the measured entropy, H_f its exponential filter, and H_0 the larger of the first
+    measurement and the present target::
 
         I += integral_gain * steps * (target(step) - H) / H_0
         e = (target(step + lead) - H_f) / H_0
@@ -93,7 +94,7 @@ class ProportionalIntegral:
         self.smoothing = smoothing
         self.limit = limit
         self._lead = int(lead)
-        self._reference: float | None = None
+        self._first: float | None = None
         self._estimate: float | None = None
         self._integral = 0.0
         self._pressure = 0.0
@@ -121,14 +122,15 @@ class ProportionalIntegral:
     def update(self, entropy: float, target: float, target_ahead: float, steps: int) -> float:
         """Filter the measurement, integrate the error, return the pressure."""
         if self._estimate is None:
-            self._reference = max(entropy, 1e-6)
+            self._first = max(entropy, 1e-6)
             self._estimate = entropy
         else:
             self._estimate = self.smoothing * self._estimate + (1 - self.smoothing) * entropy
-        assert self._reference is not None
-        error = (target_ahead - self._estimate) / self._reference
+        assert self._first is not None
+        reference = max(self._first, target)
+        error = (target_ahead - self._estimate) / reference
         # the integral looks at this very step: lead and filter lag would be an offset on a ramp
-        present = (target - entropy) / self._reference
+        present = (target - entropy) / reference
         integral = self._integral + self.integral_gain * steps * present
         wanted = self.proportional_gain * error + integral
         if abs(wanted) < self.limit or wanted * present < 0:
@@ -137,9 +139,9 @@ class ProportionalIntegral:
         return self._pressure
 
     def state_dict(self) -> dict[str, Any]:
-        """Reference, filter, integral and last pressure."""
+        """First measurement, filter, integral and last pressure."""
         return {
-            "reference": self._reference,
+            "first": self._first,
             "estimate": self._estimate,
             "integral": self._integral,
             "pressure": self._pressure,
@@ -147,7 +149,7 @@ class ProportionalIntegral:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._reference, self._estimate = state["reference"], state["estimate"]
+        self._first, self._estimate = state["first"], state["estimate"]
         self._integral, self._pressure = float(state["integral"]), float(state["pressure"])
 
 
@@ -165,10 +167,12 @@ class Band:
         Raises:
             ValueError: not finite, or the lower bound above the upper bound.
         """
-        if isinstance(band, (int, float)):
+        if isinstance(band, (int, float)) and not isinstance(band, bool):
             if not (math.isfinite(band) and band >= 0):
                 raise ValueError(f"band must be a half-width of at least 0 nats, got {band}")
             return cls(-float(band), float(band))
+        if not isinstance(band, (tuple, list)) or len(band) != 2:
+            raise ValueError(f"band must be a half-width or a (low, high) pair, got {band!r}")
         low, high = (float(edge) for edge in band)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"band edges must be finite, got ({low}, {high})")

@@ -101,7 +101,7 @@ def test_the_integral_is_frozen_while_it_pushes_into_the_limit():
 
 
 def test_the_integral_never_outgrows_the_limit():
-    loop = pi(proportional_gain=0.0, integral_gain=3.0, smoothing=0.0, lead=0)
+    loop = pi(proportional_gain=0.0, integral_gain=5.7, smoothing=0.0, lead=0)
     pressures = [loop.update(1.0, 1.9, 1.9, 1) for _ in range(10)]
     np.testing.assert_allclose(pressures[:3], [2.7, 5.4, 8.0])
     assert loop.state_dict()["integral"] <= 8.0
@@ -112,11 +112,11 @@ def test_pressure_by_hand():
     loop = pi(proportional_gain=10, integral_gain=2, smoothing=0.75, lead=3, limit=100)
     assert loop.estimate is None
     assert loop.lead(4) == 7
-    # reference 0.5; error ahead (0.6 - 0.5) / 0.5 = 0.2; integral 2 * 1 * (0.55 - 0.5) / 0.5
-    assert loop.update(0.5, 0.55, 0.6, 1) == pytest.approx(10 * 0.2 + 0.2)
+    # H_0 0.5; error ahead (0.6 - 0.5) / 0.5 = 0.2; integral 2 * 1 * (0.45 - 0.5) / 0.5
+    assert loop.update(0.5, 0.45, 0.6, 1) == pytest.approx(10 * 0.2 - 0.2)
     assert loop.estimate == 0.5
-    # filter 0.75 * 0.5 + 0.25 * 0.9 = 0.6; error -0.1 / 0.5 = -0.2; integral 0.2 - 2 * 4 * 0.4
-    assert loop.update(0.9, 0.7, 0.5, 4) == pytest.approx(-2 + 0.2 - 3.2)
+    # filter 0.75 * 0.5 + 0.25 * 0.9 = 0.6; error -0.1 / 0.5 = -0.2; integral -0.2 - 2 * 4 * 1.2
+    assert loop.update(0.9, 0.3, 0.5, 4) == pytest.approx(-2 - 0.2 - 9.6)
     assert loop.estimate == pytest.approx(0.6)
     assert not loop.saturated
 
@@ -281,3 +281,21 @@ def test_bad_tracker_settings():
     for settings in ({"window": 0}, {"memory": 1.5}, {"memory": math.nan}):
         with pytest.raises(ValueError, match=r"window must be at least 1 and memory in \[0, 1\]"):
             GainTracker(**settings)
+
+
+def test_a_target_above_the_first_entropy_sets_the_scale():
+    """A collapsed policy that is led back up is not steered bang-bang: 0.05 -> 0.4 nats."""
+    loop, target = pi(), ramp(0.05, 0.4, 200)
+    assert loop.update(0.05, 0.4, 0.45, 1) == 8.0
+    loop = pi(proportional_gain=2.0, integral_gain=0.0)
+    assert loop.update(0.05, 0.4, 0.45, 1) == pytest.approx(2 * (0.45 - 0.05) / 0.4)
+    entropies, pressures = run(pi(), Plant(0.05), target, 300)
+    wanted = np.array([target(step) for step in range(300)])
+    assert np.abs(entropies - wanted)[50:].mean() < 0.015
+    assert (np.abs(pressures) == 8).mean() < 0.3
+
+
+@pytest.mark.parametrize("band", [(0.1, 0.2, 0.3), "0.1", True, None])
+def test_a_band_of_another_form_is_refused(band):
+    with pytest.raises(ValueError, match="half-width or a"):
+        Band.of(band)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from entrocraft.cli import main
 from entrocraft.models import ReasonerConfig, build_reasoner, build_tokenizer
 from entrocraft.training.comparison import CompareConfig
 from entrocraft.training.config import TrainConfig
+from entrocraft.training.directory import RunDirectory
 from entrocraft.training.parsing import config_from_mapping
 from entrocraft.training.recorder import read_records
+from entrocraft.training.trainer import trainer_arguments
 
 SHAPE = ReasonerConfig(hidden_size=32, layers=1, heads=2, intermediate_size=32, max_positions=512)
 CHAT = (
@@ -113,14 +116,14 @@ def test_a_chat_model_from_disk_takes_the_same_path(home, tmp_path, monkeypatch)
     from entrocraft.training import run as module
 
     seen = []
-    build = module._trainer
+    build = module.build_trainer
 
     def spy(*args):
         trainer = build(*args)
         seen.append(trainer.train_dataset[0]["prompt"])
         return trainer
 
-    monkeypatch.setattr(module, "_trainer", spy)
+    monkeypatch.setattr(module, "build_trainer", spy)
     values = keys(home, tmp_path / "run", model=str(home / "chat"), steps=2)
     assert main(["train", config_file(tmp_path / "c.yaml", values)]) == 0
     assert seen[0][0]["role"] == "user"
@@ -132,12 +135,17 @@ def test_a_finished_run_is_reported_again_not_repeated(home, tmp_path):
     file = config_file(tmp_path / "c.yaml", keys(home, tmp_path / "run"))
     assert main(["train", file]) == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    (tmp_path / "run" / "report.html").unlink()
     assert main(["train", file]) == 0
-    assert [r["step"] for r in read_records(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2, 3, 4]
-    assert records(tmp_path / "run")[:4] == [
-        {k: v for k, v in json.loads(line).items() if k not in WALL}
-        for line in before.splitlines()[:4]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    assert (tmp_path / "run" / "report.html").exists()
+    # killed in the final evaluation: the last record is missing, the last checkpoint is there
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(before.splitlines()[:-1]) + "\n")
+    wanted = [
+        {k: v for k, v in json.loads(x).items() if k not in WALL} for x in before.splitlines()
     ]
+    assert main(["train", file]) == 0
+    assert records(tmp_path / "run") == wanted
 
 
 def test_kill_9_and_resume_give_the_uninterrupted_metrics(home, tmp_path):
@@ -179,6 +187,7 @@ def test_bad_input_says_what_to_change_and_leaves_the_run_alone(home, tmp_path, 
         (["--control.rule", "nope"], "unknown rule 'nope'"),
         (["--control.schedule", "linear(0.5"], "not a schedule"),
         (["--trainer", "{lostype: dapo}", "--output", str(tmp_path / "y")], "no option"),
+        (["--trainer", "{temperature: 0.5}", "--output", str(tmp_path / "t")], "own key: temper"),
         (["--updates", "3", "--output", str(tmp_path / "z")], "do not divide"),
         (["--model", str(tmp_path / "none"), "--output", str(tmp_path / "w")], "none"),
         (["--chat", "true", "--output", str(tmp_path / "v")], "chat template"),
@@ -252,3 +261,79 @@ def test_help_lists_the_commands(capsys):
     assert main([]) == 2
     assert main(["--version"]) == 0
     assert main(["nonsense"]) == 2
+
+
+def test_a_wrong_first_attempt_does_not_block_the_directory(home, tmp_path, capsys):
+    out = tmp_path / "run"
+    file = config_file(tmp_path / "c.yaml", keys(home, out, steps=2))
+    assert main(["train", file, "--trainer", "{nope: 1}"]) == 1
+    assert main(["train", file, "--seed", "3"]) == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["seed"] == 3
+
+
+def test_resume_false_starts_over_and_leaves_nothing_of_the_old_run(home, tmp_path):
+    out = tmp_path / "run"
+    file = config_file(tmp_path / "c.yaml", keys(home, out, steps=6))
+    assert main(["train", file]) == 0
+    assert main(["train", file, "--steps", "3", "--resume", "false"]) == 0
+    assert [row["step"] for row in records(out)] == [0, 1, 2, 3]
+    steps = {path.name for path in (out / "checkpoints").glob("checkpoint-*")}
+    assert steps == {"checkpoint-2", "checkpoint-3"}
+    # and the same command without the flag goes on with the new run, not with the old one
+    assert main(["train", file, "--steps", "3"]) == 0
+    assert [row["step"] for row in records(out)] == [0, 1, 2, 3]
+
+
+def test_checkpoints_fall_on_whole_rollout_batches(home, tmp_path):
+    config = config_from_mapping(
+        TrainConfig, keys(home, tmp_path, updates=2, save_every=3, trainer={"num_iterations": 2})
+    )
+    assert trainer_arguments(config)["save_steps"] == 4
+    whole = tmp_path / "whole"
+    values = keys(home, whole, updates=2, save_every=3, steps=8)
+    assert main(["train", config_file(tmp_path / "w.yaml", values)]) == 0
+    half = tmp_path / "half"
+    values["output"] = str(half)
+    assert main(["train", config_file(tmp_path / "h.yaml", values)]) == 0
+    shutil.rmtree(half / "checkpoints" / "checkpoint-8")
+    assert main(["train", str(tmp_path / "h.yaml")]) == 0
+    assert records(half) == records(whole)
+
+
+def test_a_directory_has_one_writer(home, tmp_path, capsys):
+    file = config_file(tmp_path / "c.yaml", keys(home, tmp_path / "run", steps=1))
+    with RunDirectory(tmp_path / "run").locked():
+        assert main(["train", file]) == 1
+    assert "another process is training" in capsys.readouterr().err
+    assert main(["train", file]) == 0
+
+
+def test_compare_refuses_cells_of_another_config(home, tmp_path, capsys):
+    base = {k: v for k, v in keys(home, tmp_path).items() if k != "output"} | {"steps": 1}
+    values = {"output": str(tmp_path / "c"), "methods": {"tilt": {}}, "base": base}
+    assert main(["compare", config_file(tmp_path / "compare.yaml", values)]) == 0
+    before = (tmp_path / "c" / "results.json").read_text()
+    values["base"] = base | {"learning_rate": 0.01}
+    capsys.readouterr()
+    assert main(["compare", config_file(tmp_path / "compare.yaml", values)]) == 1
+    assert "learning_rate" in capsys.readouterr().err
+    assert (tmp_path / "c" / "results.json").read_text() == before
+    with pytest.raises(ValueError, match="becomes a directory"):
+        CompareConfig(methods={"a/b": {}})
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_resume(home, tmp_path):
+    values = keys(home, tmp_path / "two", steps=4)
+    file = config_file(tmp_path / "two.yaml", values)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launch, "-m", "entrocraft", "train", file]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("report.html") == 1
+    first = records(tmp_path / "two")
+    assert [row["step"] for row in first] == [0, 1, 2, 3, 4]
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "checkpoint-4")
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    assert records(tmp_path / "two") == first

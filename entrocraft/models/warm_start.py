@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
 from entrocraft.evaluation import evaluate
 from entrocraft.models.reasoner import ReasonerConfig, build_reasoner
@@ -88,7 +89,8 @@ class WarmStartConfig:
         """
         if task not in PRESETS:
             raise ValueError(
-                f"no warm start preset for task {task!r}; use one of {', '.join(sorted(PRESETS))}"
+                f"there is no tiny model for the task {task!r}, only for "
+                f"{', '.join(sorted(PRESETS))}; give a model of your own (model: PATH)"
             )
         return cls(**{"task": task, **PRESETS[task], **changes})
 
@@ -281,10 +283,11 @@ def _batches(
 
 
 @contextmanager
-def progress_bar(transient: bool = True) -> Iterator[Progress]:
+def progress_bar(console: Console | None = None, transient: bool = True) -> Iterator[Progress]:
     """A progress bar on the terminal, to be given to :func:`warm_start` as ``progress``.
 
     Args:
+        console: where; None makes one.
         transient: remove the bar when done.
     """
     from rich import progress as bars
@@ -296,7 +299,7 @@ def progress_bar(transient: bool = True) -> Iterator[Progress]:
         bars.TextColumn("{task.fields[loss]}"),
         bars.TimeRemainingColumn(),
     )
-    with bars.Progress(*columns, transient=transient) as bar:
+    with bars.Progress(*columns, console=console, transient=transient) as bar:
         shown = bar.add_task("", total=1, loss="")
 
         def update(stage: str, done: int, total: int, loss: float | None) -> None:

@@ -190,7 +190,11 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, problem: Problem, answer: str) -> float:
-        """Score in [0, 1] of an extracted answer of bounded length."""
+        """Score in [0, 1] of an extracted answer of bounded length.
+
+        It runs on whatever a model writes: bound the work by the answer's length and magnitude, and
+        evaluate nothing. There is no other time limit.
+        """
 
     def verify(self, problem: Problem, completion: str) -> float:
         """Score a completion, as text, without evaluating it.

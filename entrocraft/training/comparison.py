@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import yaml
 from rich.console import Console
 
 from entrocraft.training.config import TrainConfig
+from entrocraft.training.directory import RunDirectory
 from entrocraft.training.parsing import config_from_mapping
 from entrocraft.training.recorder import read_records
 
@@ -57,6 +59,13 @@ class CompareConfig:
         self.output = Path(self.output)
         if not self.methods or not self.seeds:
             raise ValueError("a comparison needs at least one method and one seed")
+        for name in self.methods:
+            if not re.fullmatch(r"[\w .,+()-]{1,60}", name):
+                raise ValueError(
+                    f"the method name {name!r} becomes a directory; use letters, digits, . , + - ()"
+                )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {self.seeds}; name each once")
         if self.jobs < 1 or self.threads < 1:
             raise ValueError(f"jobs={self.jobs}, threads={self.threads}; use at least 1 of each")
 
@@ -65,7 +74,7 @@ class CompareConfig:
         cells = []
         for seed in self.seeds:
             for name, changes in self.methods.items():
-                directory = self.output / "cells" / f"{name.replace('/', '_')}-seed{seed}"
+                directory = self.output / "cells" / f"{name}-seed{seed}"
                 keys = _merge(self.base, changes)
                 keys |= {"name": name, "seed": seed, "output": str(directory)}
                 cells.append(Cell(directory, config_from_mapping(TrainConfig, keys)))
@@ -89,10 +98,13 @@ class Cell:
         return read_records(self.directory / "metrics.jsonl")
 
     def finished(self) -> bool:
-        """Whether the run reached its end and was reported."""
-        return (self.directory / "report.html").exists() and any(
-            record["step"] >= self.config.steps - 1 for record in self.records()[-2:]
-        )
+        """Whether this very run reached its end and was reported.
+
+        Raises:
+            ValueError: the directory holds a run of another config.
+        """
+        done = RunDirectory(self.directory).finished(self.config)
+        return done and (self.directory / "report.html").exists()
 
     def start(self, threads: int) -> subprocess.Popen[bytes]:
         """Start the run in a process of its own; what it prints goes to log.txt."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,6 @@ __all__ = [
     "EvaluationConfig",
     "TaskConfig",
     "TrainConfig",
-    "check_trainer_options",
 ]
 
 TINY = "tiny"
@@ -77,6 +75,7 @@ class EvaluationConfig:
         every: optimiser steps between two evaluations, start and end included; 0 never.
         prompts: problems of an evaluation.
         samples: samples per problem; pass@1 and pass@samples are logged.
+        batch_size: completions generated at a time.
     """
 
     probe_every: int = 10
@@ -84,6 +83,7 @@ class EvaluationConfig:
     every: int = 50
     prompts: int = 128
     samples: int = 8
+    batch_size: int = 1024
 
 
 @dataclass
@@ -97,6 +97,7 @@ class TrainConfig:
         algorithm: grpo or rloo.
         model: a directory or hub name of a causal language model; "tiny" is a small reasoner that
             is warm-started on the task once and cached.
+        dtype: of the weights in training; float32 keeps small updates, mixed precision is TRL's.
         chat: talk in messages through the tokenizer's chat template; null does so if it has one.
         warm_start: changes to the tiny model's warm start, e.g. {steps: 400}.
         cache_dir: where warm starts are kept; null takes $ENTROCRAFT_CACHE or ~/.cache/entrocraft.
@@ -109,8 +110,10 @@ class TrainConfig:
         max_completion_length: longest completion in tokens.
         temperature: of sampling; entropy is measured at it.
         trainer: any other option of TRL's config, e.g. {loss_type: dr_grpo, beta: 0.01}.
-        save_every: optimiser steps between checkpoints; 0 keeps only the last state.
-        resume: go on from the last checkpoint in `output`, if there is one.
+        save_every: optimiser steps between checkpoints, rounded up to whole rollout batches; 0
+            keeps only the last state.
+        resume: go on from the last checkpoint in `output`, if there is one; false starts over and
+            removes what is there.
         task: what to train on.
         control: which entropy curve, and by which rule.
         evaluation: when and on what the policy is measured.
@@ -121,6 +124,7 @@ class TrainConfig:
     seed: int = 0
     algorithm: Literal["grpo", "rloo"] = "grpo"
     model: str = TINY
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     chat: bool | None = None
     warm_start: dict[str, Any] = field(default_factory=dict)
     cache_dir: Path | None = None
@@ -167,17 +171,3 @@ class TrainConfig:
             return str(value) if isinstance(value, Path) else value
 
         return plain(dataclasses.asdict(self)) | {"name": self.title}
-
-
-def check_trainer_options(options: dict[str, Any], config_class: type) -> None:
-    """Refuse options that TRL's config class does not have.
-
-    Raises:
-        ValueError: names the option and the nearest known one.
-    """
-    known = {f.name for f in dataclasses.fields(config_class)}
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"trainer.{name} is no option of {config_class.__name__}{hint}")

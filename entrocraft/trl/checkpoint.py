@@ -20,6 +20,7 @@ class EntropyControlState(TrainerCallback, ExportableState):
     """
 
     method: EntropyMethod
+    _fresh: dict[str, Any]
 
     @classmethod
     def of(cls, method: EntropyMethod) -> EntropyControlState:
@@ -28,7 +29,7 @@ class EntropyControlState(TrainerCallback, ExportableState):
         The method is an attribute of the callback's class, since a trainer with
         `restore_callback_states_from_checkpoint` makes callbacks anew by calling their class.
         """
-        return type(cls.__name__, (cls,), {"method": method})()
+        return type(cls.__name__, (cls,), {"method": method, "_fresh": method.state_dict()})()
 
     def state(self) -> dict[str, Any]:
         """Return what the trainer writes under `stateful_callbacks`."""
@@ -38,7 +39,11 @@ class EntropyControlState(TrainerCallback, ExportableState):
         """Take the memory back if the run resumes, and check the schedule over its whole length."""
         name = type(self).__name__
         saved = state.stateful_callbacks.get(name)
-        if state.global_step > 0:
+        if state.global_step == 0:
+            # a second train() from the start remembers nothing of the first
+            self.method.load_state_dict(self._fresh)
+        else:
+            _warn_in_mid_batch(args, state.global_step)
             if saved is None:
                 warnings.warn(
                     f"the checkpoint at step {state.global_step} was written without entropy "
@@ -52,3 +57,16 @@ class EntropyControlState(TrainerCallback, ExportableState):
         # the trainer expects an entry of every exporting callback when it saves
         state.stateful_callbacks.setdefault(name, self.state())
         self.method.prepare(steps=state.max_steps)
+
+
+def _warn_in_mid_batch(args: Any, step: int) -> None:
+    """TRL keeps no rollouts in checkpoints: resumed in the middle of a batch it makes a new one."""
+    micro_steps = step * args.gradient_accumulation_steps
+    if micro_steps % (args.steps_per_generation * args.num_iterations):
+        warnings.warn(
+            f"step {step} lies in the middle of a rollout batch: the trainer makes new rollouts "
+            "there, so the run goes on, but not as the uninterrupted one; for exact resumption let "
+            "save_steps be a multiple of the optimiser steps per rollout batch",
+            EntropyControlWarning,
+            stacklevel=3,
+        )

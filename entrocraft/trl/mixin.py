@@ -54,7 +54,7 @@ class EntropyControlMixin(_Trainer):
         if entropy_control is None:
             return
         if not hasattr(entropy_control, "decide"):
-            entropy_control = EntropyController(schedule=entropy_control)
+            entropy_control = EntropyController(schedule=entropy_control, seed=self.args.seed)
         entropy_control.prepare(
             vocabulary=self.model.config.get_text_config().vocab_size,
             steps=self.args.max_steps if self.args.max_steps > 0 else None,
@@ -127,8 +127,8 @@ class EntropyControlMixin(_Trainer):
             logprobs=signals.logprobs,
             entropies=signals.entropies,
             sensitivity=signals.sensitivity,
-        ).sums()
-        sums = self._gather(local)
+        )
+        sums = self._gather(self._checked(local))
         if sums.total_tokens == 0:
             # every completion was cut short and masked: nothing to measure, nothing to train on
             self._log_kept([True] * len(sums))
@@ -146,6 +146,22 @@ class EntropyControlMixin(_Trainer):
         for name, value in decision.metrics.items():
             self._metrics["train"][name].append(value)
         self._log_kept([bool(weight) for weight in decision.weights])
+
+    def _checked(self, local: RolloutBatch) -> RolloutSums:
+        """Add the local tokens up; a batch that makes no sense on one rank stops all of them."""
+        error: ValueError | None = None
+        try:
+            sums = local.sums()
+        except ValueError as found:
+            error = found
+        if self.accelerator.num_processes > 1:
+            wrong = torch.tensor([float(error is not None)], device=self.accelerator.device)
+            ranks = gather(wrong).nonzero().flatten().tolist()
+            if ranks and error is None:
+                raise ValueError(f"the rollouts of rank {ranks[0]} make no sense, see its error")
+        if error is not None:
+            raise error
+        return sums
 
     def _gather(self, local: RolloutSums) -> RolloutSums:
         """All ranks' sums, in TRL's global order: rank by rank, groups contiguous."""

@@ -91,7 +91,7 @@ class SignalRecorder:
             out = compute(*args, **kwargs)
         if out[1] is None:
             raise RuntimeError(
-                "TRL returned no entropies although asked to; entrocraft knows TRL 1.0 to 1.16: "
+                "TRL returned no entropies although asked to; entrocraft knows TRL 1.5 to 1.16: "
                 "pin one of them"
             )
         self._first = Signals(out[0].detach(), out[1].detach(), sensitivity)
