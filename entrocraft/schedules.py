@@ -21,6 +21,7 @@ from __future__ import annotations
 import ast
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -80,7 +81,7 @@ class Level:
         return text
 
 
-class _Curve:
+class _Curve(ABC):
     """What the factories return: callable, comparable, printable; subclasses define `_at`."""
 
     initial: float | None
@@ -90,8 +91,8 @@ class _Curve:
             raise ValueError(f"a schedule needs a finite step, got {step}")
         return self._at(max(float(step), 0.0))
 
-    def _at(self, step: float) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def _at(self, step: float) -> float: ...
 
 
 @dataclass(frozen=True, repr=False)
