@@ -157,3 +157,26 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path):
     subprocess.run(script(killed, "--resume"), check=True, timeout=240, capture_output=True)
     assert journal(killed) == journal(whole)
     assert sorted(journal(whole)) == list(range(1, 9))
+
+
+def test_a_second_training_from_the_start_remembers_nothing_of_the_first(tmp_path):
+    control = EntropyController(SCHEDULE)
+    trainer = start(tmp_path, control)
+    first = control.state_dict()
+    trainer.train()
+    second = control.state_dict()
+    assert second["decisions"] == first["decisions"] == 6
+    # the policy has moved on since, so "initial" is another level now
+    assert second["initial"] == rows(trainer)[-6]["entropy/measured"] != first["initial"]
+
+
+def test_resuming_inside_a_rollout_batch_warns(tmp_path):
+    cycle = {"num_iterations": 2, "save_steps": 3, "max_steps": 4}
+    make_trainer(
+        entropy_control=SCHEDULE, output_dir=str(tmp_path), save_strategy="steps", **cycle
+    ).train()
+    resumed = make_trainer(
+        entropy_control=SCHEDULE, output_dir=str(tmp_path), save_strategy="steps", **cycle
+    )
+    with pytest.warns(EntropyControlWarning, match="middle of a rollout batch"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))

@@ -254,12 +254,15 @@ def test_a_batch_without_any_token_is_left_to_trl(kind):
         "linear(3, 2, 4)",
         schedules.linear(3, 2, 4),
         lambda step: 3 - step / 4,
-        EntropyController("linear(3, 2, 4)"),
+        EntropyController("linear(3, 2, 4)", seed=42),
     ],
     ids=["text", "schedule", "function", "controller"],
 )
 def test_every_way_to_give_a_schedule_is_the_same(control):
     trainer = make_trainer(entropy_control=control)
+    assert trainer.args.seed == trainer.entropy_control.seed == 42, (
+        "draws follow the trainer's seed"
+    )
     trainer.train()
     assert [row["entropy/target"] for row in rows(trainer)] == pytest.approx([3, 2.75, 2.5, 2.25])
     reference = make_trainer(entropy_control="linear(3, 2, 4)")

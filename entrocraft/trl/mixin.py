@@ -36,7 +36,8 @@ class EntropyControlMixin(_Trainer):
 
     Args:
         entropy_control: a schedule (text or callable), an `EntropyController`, any other entropy
-            method, or None: then the trainer is TRL's, bit for bit.
+            method, or None: then the trainer is TRL's, bit for bit. Methods remember; give each
+            trainer one of its own.
 
     Attributes:
         entropy_control: the method, or None.
