@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["RolloutBatch", "RolloutSums", "concatenate"]
+__all__ = ["RolloutBatch", "RolloutSums"]
 
 
 @dataclass(frozen=True)
@@ -156,27 +154,6 @@ class RolloutBatch:
                 )
         if self.optimiser_steps < 1:
             raise ValueError(f"optimiser_steps must be at least 1, got {self.optimiser_steps}")
-
-
-def concatenate(parts: Sequence[RolloutSums]) -> RolloutSums:
-    """Join the sums of several ranks, in the order given.
-
-    Raises:
-        ValueError: no parts, or a field that some parts have and others lack.
-    """
-    if not parts:
-        raise ValueError("there are no sums to join; give those of at least one rank")
-    joined: dict[str, Any] = {}
-    for field in fields(RolloutSums):
-        values = [getattr(part, field.name) for part in parts]
-        missing = [index for index, value in enumerate(values) if value is None]
-        if missing and len(missing) < len(parts):
-            raise ValueError(
-                f"part {missing[0]} of {len(parts)} lacks {field.name}, which others have; give it "
-                "on every rank or on none"
-            )
-        joined[field.name] = None if missing else torch.cat(values)
-    return RolloutSums(**joined)
 
 
 def _finite_rows(name: str, values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from entrocraft import RolloutBatch
-from entrocraft.rollouts import RolloutSums, concatenate
+from entrocraft.rollouts import RolloutSums
 
 
 def make(rows=6, width=5, seed=0, **changes) -> RolloutBatch:
@@ -115,28 +115,6 @@ def test_stderr_covers_the_truth_with_unequal_lengths():
 def test_stderr_of_one_cluster_is_unknown():
     assert make(rows=1).sums().entropy_stderr() == math.inf
     assert make(rows=4, group=torch.zeros(4, dtype=torch.long)).sums().entropy_stderr() == math.inf
-
-
-def test_concatenated_parts_equal_the_whole():
-    batch = make(rows=7)
-    tensors = {name: value for name, value in vars(batch).items() if torch.is_tensor(value)}
-    parts = [
-        replace(batch, **{name: value[rows] for name, value in tensors.items()}).sums()
-        for rows in (slice(0, 3), slice(3, 4), slice(4, 7))
-    ]
-    whole, joined = batch.sums(), concatenate(parts)
-    for name, value in vars(whole).items():
-        assert torch.equal(value, getattr(joined, name)), name
-
-
-def test_concatenate_keeps_missing_fields_missing_and_refuses_a_mixture():
-    bare = make(sensitivity=None, rewards=None, group=None).sums()
-    joined = concatenate([bare, bare])
-    assert joined.sensitivity is joined.rewards is joined.group is None
-    with pytest.raises(ValueError, match="part 1 of 2 lacks sensitivity"):
-        concatenate([make().sums(), replace(make().sums(), sensitivity=None)])
-    with pytest.raises(ValueError, match="at least one rank"):
-        concatenate([])
 
 
 @pytest.mark.parametrize(
