@@ -198,7 +198,7 @@ class EntropyController:
             raise
 
     def _decide(
-        self, sums: RolloutSums, step: int, optimiser_steps: int = 1, drift: float | None = None
+        self, sums: RolloutSums, step: int, optimiser_steps: float = 1, drift: float | None = None
     ) -> Decision:
         _check_clock(sums, optimiser_steps, drift)
         pressure, metrics = self._listen(sums.mean_entropy(), step, optimiser_steps)
@@ -234,7 +234,7 @@ class EntropyController:
         return decision
 
     def _listen(
-        self, measured: float, step: int, optimiser_steps: int
+        self, measured: float, step: int, optimiser_steps: float
     ) -> tuple[float, dict[str, float]]:
         """Give the measurement to the feedback; return the pressure and what there is to log."""
         self._anchor(measured)
@@ -415,9 +415,9 @@ class EntropyController:
             self._anchor(self._initial)
 
 
-def _check_clock(sums: RolloutSums, optimiser_steps: int, drift: float | None) -> None:
-    if optimiser_steps < 1:
-        raise ValueError(f"optimiser_steps must be at least 1, got {optimiser_steps}")
+def _check_clock(sums: RolloutSums, optimiser_steps: float, drift: float | None) -> None:
+    if not optimiser_steps > 0:
+        raise ValueError(f"optimiser_steps must be above 0, got {optimiser_steps}")
     if drift is not None and not math.isfinite(drift):
         raise ValueError(f"drift must be finite nats, got {drift}; None if it is not known")
     if sums.total_tokens == 0:

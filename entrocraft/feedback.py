@@ -28,11 +28,11 @@ class Feedback(Protocol):
         """Whether the last pressure was all that the loop can ask for."""
         ...
 
-    def lead(self, steps: int) -> int:
+    def lead(self, steps: float) -> int:
         """How many optimiser steps ahead of a batch used for `steps` steps the target is read."""
         ...
 
-    def update(self, entropy: float, target: float, target_ahead: float, steps: int) -> float:
+    def update(self, entropy: float, target: float, target_ahead: float, steps: float) -> float:
         """Take one measurement, return the pressure for this batch."""
         ...
 
@@ -115,11 +115,11 @@ class ProportionalIntegral:
         """Whether the last pressure sat at its limit."""
         return abs(self._pressure) >= self.limit
 
-    def lead(self, steps: int) -> int:
+    def lead(self, steps: float) -> int:
         """Optimiser steps ahead at which the target is read."""
-        return steps + self._lead
+        return math.ceil(steps) + self._lead
 
-    def update(self, entropy: float, target: float, target_ahead: float, steps: int) -> float:
+    def update(self, entropy: float, target: float, target_ahead: float, steps: float) -> float:
         """Filter the measurement, integrate the error, return the pressure."""
         if self._estimate is None:
             self._first = max(entropy, 1e-6)
@@ -205,11 +205,11 @@ class Relay:
         """True outside the band: a relay always uses all its authority."""
         return self._pressure != 0
 
-    def lead(self, steps: int) -> int:
+    def lead(self, steps: float) -> int:
         """Return 0: the band is read at the batch's own step, as in the paper."""
         return 0
 
-    def update(self, entropy: float, target: float, target_ahead: float, steps: int) -> float:
+    def update(self, entropy: float, target: float, target_ahead: float, steps: float) -> float:
         """Compare the measurement with the band's edges."""
         self._estimate = entropy
         above, below = entropy > target + self.band.high, entropy < target + self.band.low

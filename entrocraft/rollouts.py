@@ -81,7 +81,8 @@ class RolloutBatch:
             `switch`.
         group: (B,), an integer for each prompt, or None; sharpens the standard error.
         drift: nats already under way from the optimiser's momentum, or None.
-        optimiser_steps: optimiser steps that this batch will be used for.
+        optimiser_steps: optimiser steps that this batch will be used for; a fraction where several
+            rollout batches make one step.
     """
 
     step: int
@@ -93,7 +94,7 @@ class RolloutBatch:
     rewards: Tensor | None = None
     group: Tensor | None = None
     drift: float | None = None
-    optimiser_steps: int = 1
+    optimiser_steps: float = 1
 
     def sums(self) -> RolloutSums:
         """Check the batch and add its tokens up, in float64 on the CPU.
@@ -152,8 +153,8 @@ class RolloutBatch:
                     f"{field.name} has shape {tuple(value.shape)}, expected {wanted} "
                     f"({'(B,)' if per_row else '(B, T)'} as given by mask)"
                 )
-        if self.optimiser_steps < 1:
-            raise ValueError(f"optimiser_steps must be at least 1, got {self.optimiser_steps}")
+        if not self.optimiser_steps > 0:
+            raise ValueError(f"optimiser_steps must be above 0, got {self.optimiser_steps}")
 
 
 def _finite_rows(name: str, values: Tensor) -> Tensor:

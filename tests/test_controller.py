@@ -470,7 +470,7 @@ BAD_BATCHES = [
     ({}, {"mask": torch.zeros(32, 6)}, "no response token inside its mask"),
     ({}, {"sensitivity": None}, "effect level 'logit' needs RolloutBatch.sensitivity"),
     ({"rule": "switch"}, {"rewards": None}, "put RolloutBatch.rewards (B,) into the batch"),
-    ({}, {"optimiser_steps": 0}, "optimiser_steps must be at least 1, got 0"),
+    ({}, {"optimiser_steps": 0}, "optimiser_steps must be above 0, got 0"),
     ({}, {"drift": math.nan}, "drift must be finite nats, got nan"),
     ({}, {"step": math.nan, "seed": 0}, "a schedule needs a finite step, got nan"),
     ({"schedule": lambda step: -1.0}, {}, "asks for -1.0 nats per token at step 3"),
@@ -497,7 +497,7 @@ def test_sums_have_their_clock_checked_too():
     sums, steered = make_batch().sums(), controller()
     with pytest.raises(TypeError, match="step"):
         steered.decide(sums)
-    with pytest.raises(ValueError, match="optimiser_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="optimiser_steps must be above 0, got 0"):
         steered.decide(sums, step=0, optimiser_steps=0)
 
 

@@ -258,3 +258,15 @@ def test_load_model_errors(tmp_path):
         load_model(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_demos_model_can_be_trained_further(tmp_path):
+    """15-40 % right and more than 0.4 nats, or the demo has nothing to show."""
+    path = warm_start(WarmStartConfig.for_task("countdown"), tmp_path)
+    measured = json.loads((path / "warm_start.json").read_text())["measurement"]
+    accuracy, entropy = measured["accuracy"], measured["entropy"]
+    assert 0.15 - 2 * accuracy["stderr"] < accuracy["value"] < 0.4
+    assert entropy["value"] > 0.4 - 2 * entropy["stderr"]
+    assert entropy["stderr"] < 0.01
+    assert measured["finished"] > 0.99

@@ -81,7 +81,7 @@ def test_the_loss_sees_the_decisions_advantages(kind):
                 "gradient_accumulation_steps": 4,
             },
             # two generation batches make one optimiser step
-            [(0, 1), (0, 1), (1, 1), (1, 1), (2, 1), (2, 1)],
+            [(0, 0.5), (0, 0.5), (1, 0.5), (1, 0.5), (2, 0.5), (2, 0.5)],
         ),
     ],
 )

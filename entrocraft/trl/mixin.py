@@ -118,9 +118,7 @@ class EntropyControlMixin(_Trainer):
             mask = mask & output["tool_mask"].bool()
         signals = self._signals.heard(output) or self._signals.ask(self, output)
         args = self.args
-        updates = (
-            args.steps_per_generation * self.num_iterations // args.gradient_accumulation_steps
-        )
+        micro_batches = args.steps_per_generation * self.num_iterations
         local = RolloutBatch(
             step=self.state.global_step,
             advantages=advantages,
@@ -136,7 +134,9 @@ class EntropyControlMixin(_Trainer):
             return
         assert self.entropy_control is not None
         decision = self.entropy_control.decide(
-            sums, step=self.state.global_step, optimiser_steps=max(1, updates)
+            sums,
+            step=self.state.global_step,
+            optimiser_steps=micro_batches / args.gradient_accumulation_steps,
         )
         ready = decision.advantages.to(advantages.device, advantages.dtype)
         if self.accelerator.num_processes > 1:
