@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
-	@echo "make study        the demo's comparison over 3 seeds (about 15 minutes on 2 cores)"
+	@echo "make study        the demo's comparison over 3 seeds, three times the work"
 	@echo "make test-current tests in the pinned environment only; ARGS goes to pytest"
 	@echo "make lint types   ruff and mypy"
 	@echo "make format       ruff format"

@@ -70,7 +70,7 @@ def build_reasoner(
         intermediate_size=config.intermediate_size,
         max_position_embeddings=config.max_positions,
         tie_word_embeddings=True,
-        # Qwen's 0.02 is meant for wide models; at this width it costs hundreds of steps.
+        # Qwen's 0.02 is meant for wide models; at this width learning starts slowly with it
         initializer_range=config.hidden_size**-0.5,
         pad_token_id=pad,
         eos_token_id=eos,
