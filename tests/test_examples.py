@@ -1,4 +1,4 @@
-"""The scripts in examples/ run as they are, only shorter and on an untrained model."""
+"""The language-model examples run as they are, only shorter and on an untrained model."""
 
 import runpy
 from pathlib import Path
@@ -10,7 +10,7 @@ import entrocraft.models
 import entrocraft.tasks
 from entrocraft.models import ReasonerConfig, build_reasoner, build_tokenizer
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("grpo_*.py"))
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.name)
