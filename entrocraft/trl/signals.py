@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from entrocraft.effects import TOKEN_LEVELS, token_statistics
+from entrocraft.trl.policy import finish_logits, inner_model
 
 __all__ = ["SignalRecorder", "Signals"]
 
@@ -138,8 +139,7 @@ class _Tap:
     """Forward hook on the backbone that turns hidden states into token sensitivities."""
 
     def __init__(self, trainer: Any, input_ids: Tensor, keep: int, temperature: float) -> None:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        model = inner_model(trainer.accelerator.unwrap_model(trainer.model))
         self._model, self._keep, self._temperature = model, keep, temperature
         self._tokens = input_ids[:, -keep:]
         self._logprobs: list[Tensor] = []
@@ -165,7 +165,7 @@ class _Tap:
 
     def _project(self, hidden: Tensor) -> Tensor:
         head = self._model.get_output_embeddings()
-        return _finish_logits(self._model, head(hidden.to(head.weight.device)).float())
+        return finish_logits(self._model, head(hidden.to(head.weight.device)).float())
 
     def sensitivity(self, logprobs: Tensor) -> Tensor:
         """Join the parts, and check them by TRL's own log-probabilities of the same tokens."""
@@ -180,21 +180,6 @@ class _Tap:
                 "way that is not known here); use effect='sampled'"
             )
         return torch.cat(self._sensitivity)
-
-
-def _finish_logits(model: Any, logits: Tensor) -> Tensor:
-    """Apply the scaling and soft-capping that some architectures do after their head."""
-    config = model.config.get_text_config()
-    scale = None
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        scale = getattr(config, name, None) if scale is None else scale
-    if scale is None and (scaling := getattr(config, "logits_scaling", None)) is not None:
-        scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
-    if scale is not None:
-        logits = logits * scale
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = cap * torch.tanh(logits / cap)
-    return logits
 
 
 def _bind(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
