@@ -1,4 +1,4 @@
-"""Which rollouts enter the update: effects and a pressure in, keep probabilities and a draw out.
+"""Which rollouts enter the update: effects and a pressure in, keep probabilities out.
 
 The pressure is one signed number: positive wants more entropy, zero is plain RL.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "RULES",
+    "SUCCESS",
     "Ballot",
     "Rule",
     "Sign",
@@ -23,9 +24,12 @@ __all__ = [
     "Verdict",
     "get_rule",
     "solve_tilt",
-    "systematic_draw",
     "tilt",
 ]
+
+
+SUCCESS = 0.5
+"""Raw reward from which on a rollout counts as a success: right for {0, 1} and for {-1, 1}."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,15 @@ class Ballot:
     """What a rule may look at. All tensors are (B,) float64.
 
     `effects`: predicted entropy change of each rollout; `scale`: slow average of their mean size,
-    same unit; `rewards`: raw rewards or None.
+    same unit; `rewards`: raw rewards or None; `spare`: advantages that rollouts without a vote may
+    get, 0 elsewhere (their `effects` are those of the spare advantages), or None.
     """
 
     advantages: Tensor
     effects: Tensor
     scale: float
     rewards: Tensor | None = None
+    spare: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -123,42 +129,40 @@ def solve_tilt(effects: Tensor, change: float) -> tuple[float, float]:
     return sign * high, 0.0
 
 
-def systematic_draw(probabilities: Tensor, uniform: float, order: Tensor | None = None) -> Tensor:
-    """Keep or reject with the given probabilities, by systematic sampling: (B,) bool.
-
-    One uniform number in [0, 1) places a comb of unit distance over the cumulative sums, so that
-    each rollout is kept with its own probability and the number kept differs from its expectation
-    by less than one. Along `order` (a permutation) every stretch is balanced in the same way.
-    """
-    p = probabilities.double()
-    if order is not None:
-        drawn = torch.empty(len(p), dtype=torch.bool)
-        drawn[order] = systematic_draw(p[order], uniform)
-        return drawn
-    # rollouts that are certain stay out of the comb: no rounding can lose or win one
-    certain, open_ = p >= 1, (p > 0) & (p < 1)
-    edges = torch.cumsum(torch.where(open_, p, torch.zeros_like(p)), 0)
-    ticks = torch.floor(edges - uniform)
-    before = torch.cat([torch.floor(torch.tensor([-uniform], dtype=ticks.dtype)), ticks[:-1]])
-    return certain | (open_ & (ticks > before))
-
-
 @dataclass(frozen=True)
 class Tilt:
-    """Keep rollout j with probability ``exp(-|pressure| c_j / scale)``; see `tilt`. The default."""
+    """Keep rollout j with probability ``exp(-|pressure| c_j / scale)``; see `tilt`. The default.
 
+    No voter's probability falls below `floor`: a rare rollout with a large effect, such as the only
+    success of a batch, is never locked out for good. Spare rollouts that push the wanted way are
+    admitted with probability ``1 - exp(-|pressure| |effect| / scale)``, the others never.
+    """
+
+    floor: float = 0.02
     name: str = "tilt"
     effect: str = "logit"
     relay: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"floor must be a probability in [0, 1), got {self.floor}")
 
     def judge(self, ballot: Ballot, pressure: float) -> Verdict:
         """Tilt by the pressure in units of the effects' usual size."""
         if ballot.scale > 0 and pressure != 0:
             # dividing the effects, not the pressure: neither tiny nor huge effects overflow
-            probabilities = tilt(ballot.effects / ballot.scale, pressure)
+            sizes = ballot.effects / ballot.scale
+            probabilities = tilt(sizes, pressure).clamp(min=self.floor)
         else:
-            probabilities = torch.ones_like(ballot.effects)
-        return Verdict(probabilities, ballot.advantages)
+            sizes, probabilities = ballot.effects, torch.ones_like(ballot.effects)
+        if ballot.spare is None:
+            return Verdict(probabilities, ballot.advantages)
+        admitted = 1 - tilt(sizes, -pressure) if pressure != 0 else torch.zeros_like(sizes)
+        is_spare = ballot.spare != 0
+        return Verdict(
+            torch.where(is_spare, admitted, probabilities),
+            torch.where(is_spare, ballot.spare, ballot.advantages),
+        )
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ class Switch:
     same).
     """
 
-    success: float = 0.5
+    success: float = SUCCESS
     name: str = "switch"
     effect: str = "sign"
     relay: bool = True

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from entrocraft import acceptance, effects, schedules
-from entrocraft.feedback import Feedback, GainTracker, ProportionalIntegral, Relay
+from entrocraft.drawing import Drawing
+from entrocraft.feedback import Feedback, RecedingHorizon, Relay, Situation, get_feedback
+from entrocraft.observer import EntropyObserver
+from entrocraft.offer import Offer, uniform_groups
 from entrocraft.rollouts import RolloutBatch, RolloutSums
 
 __all__ = ["Decision", "EntropyControlWarning", "EntropyController", "EntropyMethod"]
 
 _SCALE_MEMORY = 0.9
 _SATURATED_BEFORE_WARNING = 20
-_LARGEST_RENORMALISATION = 10.0
+_USUAL_MOMENTUM = 0.9  # Adam's, where the trainer does not tell
 
 
 class EntropyControlWarning(UserWarning):
@@ -86,10 +89,18 @@ class EntropyController:
         effect: effect level, one of `effects.LEVELS`; None takes the rule's own.
         band: for "sign" and "switch": half-width around the target, or (low, high) offsets from it,
             in nats.
-        feedback: the loop; None takes `feedback.ProportionalIntegral` or, for band rules,
+        feedback: the loop: "plan" (default), "pi", or a `feedback.Feedback`; band rules take
             `feedback.Relay`.
-        renormalise: "none"; "rollouts" or "tokens" scale what is kept by the share that carried a
-            vote and was rejected, so that the loss of a smaller batch comes out (at most 10 times).
+        uniform_groups: let rollouts of groups in which all succeeded or all failed, whose
+            advantage is 0, join with raw rewards (+1, -1) when they push the wanted way: more
+            authority. Needs rule "tilt" and `RolloutBatch.rewards` and `.group`.
+        correction: kappa in [0, 1], importance weights ``a ** -kappa`` for what is kept with
+            probability a; see `drawing.Drawing`.
+        draw: False weighs every rollout by its keep probability instead of drawing.
+        effective_batch: rollouts with a vote to keep at most, None for all that are left; offer
+            more rollouts than that to hold the number constant.
+        renormalise: "none", "rollouts" or "tokens"; see `drawing.Drawing`.
+        refresh: decisions that share one entropy gradient, at the level "gradient".
         seed: of the controller's own generator; the global one is never touched.
 
     Raises:
@@ -103,8 +114,13 @@ class EntropyController:
         effect: str | None = None,
         *,
         band: float | tuple[float, float] = 0.05,
-        feedback: Feedback | None = None,
+        feedback: Feedback | str | None = None,
+        uniform_groups: bool = False,
+        correction: float = 0.0,
+        draw: bool = True,
+        effective_batch: int | None = None,
         renormalise: str = "none",
+        refresh: int = 1,
         seed: int = 0,
     ) -> None:
         if isinstance(schedule, (int, float)):
@@ -118,19 +134,25 @@ class EntropyController:
             )
         elif schedule is not None and not callable(schedule):
             raise ValueError(f"schedule must be a callable or text, got {schedule!r}")
-        if renormalise not in ("none", "rollouts", "tokens"):
-            raise ValueError(
-                f"renormalise must be 'none', 'rollouts' or 'tokens', got {renormalise!r}"
-            )
+        if refresh < 1:
+            raise ValueError(f"refresh must be at least 1 decision, got {refresh}")
         self.schedule = schedule
         self.rule = None if rule is None else acceptance.get_rule(rule)
+        if uniform_groups and not isinstance(self.rule, acceptance.Tilt):
+            raise ValueError(
+                f"uniform_groups needs rule='tilt', got {rule!r}; 'switch' uses such groups by "
+                "itself"
+            )
         self._effect = effect or (self.rule.effect if self.rule else "logit")
         if self._effect not in effects.LEVELS:
             raise ValueError(
                 f"unknown effect level {effect!r}; choose one of {', '.join(effects.LEVELS)}"
             )
-        self.feedback = _default_feedback(self.rule, band) if feedback is None else feedback
-        self.renormalise = renormalise
+        self.feedback = _feedback_for(self.rule, band, feedback)
+        self.observer = _observer_for(self._effect)
+        self.uniform_groups = uniform_groups
+        self.drawing = Drawing(draw, correction, effective_batch, renormalise)
+        self.refresh = refresh
         self.seed = int(seed)
         self._max_entropy: float | None = None
         self._steps: int | None = None
@@ -138,7 +160,6 @@ class EntropyController:
         self._initial: float | None = None
         self._decisions = 0
         self._scale = 0.0
-        self._gain = GainTracker()
         self._saturated_in_a_row = 0
         self._warned: set[str] = set()
 
@@ -177,7 +198,7 @@ class EntropyController:
 
         Args:
             batch: a `RolloutBatch`, or the `RolloutSums` of one, gathered over ranks; then its
-                `step`, `optimiser_steps` and `drift` are given by keyword.
+                `step`, `optimiser_steps`, `drift` and `momentum` are given by keyword.
 
         Raises:
             ValueError: a batch or a target that makes no sense; nothing was changed, training can
@@ -188,84 +209,129 @@ class EntropyController:
                 "step": batch.step,
                 "optimiser_steps": batch.optimiser_steps,
                 "drift": batch.drift,
+                "momentum": batch.momentum,
             } | clock
             batch = batch.sums()
         before = self.state_dict()
         try:
-            return self._decide(batch, **clock)
+            return self._decide(batch, _Clock(**clock))
         except BaseException:
             self._restore(before)
             raise
 
-    def _decide(
-        self, sums: RolloutSums, step: int, optimiser_steps: float = 1, drift: float | None = None
-    ) -> Decision:
-        _check_clock(sums, optimiser_steps, drift)
-        pressure, metrics = self._listen(sums.mean_entropy(), step, optimiser_steps)
-        if math.isfinite(stderr := sums.entropy_stderr()):
+    def _decide(self, sums: RolloutSums, clock: _Clock) -> Decision:
+        _check_clock(sums, clock)
+        measured, stderr = sums.mean_entropy(), sums.entropy_stderr()
+        self._anchor(measured)
+        metrics = {"entropy/measured": measured}
+        if math.isfinite(stderr):
             metrics["entropy/measured_stderr"] = stderr
+        metrics |= self._goal(clock.step)
         if self.rule is None:
+            self.observer.observe(measured, stderr, 0.0, clock.drift)
+            metrics["entropy/estimate"] = self.observer.entropy
+            self.observer.commit((0.0, 0.0), 0.0, clock.optimiser_steps, clock.momentum)
             self._decisions += 1
             ones = torch.ones(len(sums), dtype=torch.float64)
             metrics |= _outcome(0.0, ones, sums.votes, saturated=False)
             useful = int(sums.votes.sum())
             return Decision(ones, ones.clone(), sums.advantages.clone(), metrics, useful)
-        effect = effects.rollout_effects(sums, self._effect)
-        self._follow_scale(sums, effect)
-        ballot = acceptance.Ballot(sums.advantages, effect, self._scale, sums.rewards)
-        verdict = self.rule.judge(ballot, pressure)
-        kept = self._draw(verdict, effect)
-        votes = (verdict.advantages != 0) & (sums.tokens > 0)
-        weights = kept.double() * self._renormalisation(kept, votes, sums.tokens)
-        metrics |= _outcome(pressure, weights, votes, self.feedback.saturated)
+        offer = self._offer(sums, self.rule, clock)
+        self.observer.observe(measured, stderr, offer.size, clock.drift)
+        metrics["entropy/estimate"] = self.observer.entropy
+        metrics |= self._authority(offer)
+        pressure, saturated, shortfall = self._steer(measured, offer, clock)
+        verdict, votes = offer.judge(pressure)
+        weights = self._draw(verdict, votes, sums, offer.effects)
+        metrics |= _outcome(pressure, weights, votes & ~offer.spare, saturated)
+        metrics["entropy/shortfall"] = shortfall
+        if self.uniform_groups:
+            metrics["entropy/spare_used"] = float((offer.spare & (weights > 0)).sum())
         decision = Decision(
             weights,
             verdict.probabilities,
             verdict.advantages * weights,
             metrics,
-            useful=int((votes & kept).sum()),
+            useful=int((votes & (weights > 0)).sum()),
         )
-        trained = effects.rollout_effects(
-            replace(sums, advantages=decision.advantages), self._effect
-        )
-        metrics |= self._in_nats(sums.mean_entropy(), effect, float(trained.sum()), drift or 0.0)
+        metrics |= self._commit(offer.kept(verdict, weights), clock)
         self._decisions += 1
         self._warn(metrics, decision)
         return decision
 
-    def _listen(
-        self, measured: float, step: int, optimiser_steps: float
-    ) -> tuple[float, dict[str, float]]:
-        """Give the measurement to the feedback; return the pressure and what there is to log."""
-        self._anchor(measured)
-        metrics = {"entropy/measured": measured}
+    def _goal(self, step: int) -> dict[str, float]:
         target = self.target(step)
-        ahead = self.target(step + self.feedback.lead(optimiser_steps))
-        if target is None or ahead is None:
-            return 0.0, metrics
-        pressure = self.feedback.update(measured, target, ahead, optimiser_steps)
-        metrics["entropy/target"] = target
-        metrics["entropy/estimate"] = self.feedback.estimate or 0.0
-        if isinstance(self.feedback, Relay):
-            metrics["entropy/low"] = target + self.feedback.band.low
-            metrics["entropy/high"] = target + self.feedback.band.high
-        return pressure, metrics
-
-    def _in_nats(
-        self, measured: float, effect: Tensor, predicted: float, drift: float
-    ) -> dict[str, float]:
-        """Learn the gain, and translate what is predicted and what was in reach by it."""
-        self._gain.observe(measured)
-        self._gain.predict(measured, predicted)
-        if (gain := self._gain.gain) is None:
+        if target is None:
             return {}
-        translated = {
-            "entropy/gain": gain,
-            "entropy/predicted_change": gain * predicted + drift,
-            "entropy/authority_up": gain * float(effect.clamp(min=0).sum()),
-            "entropy/authority_down": gain * float(effect.clamp(max=0).sum()),
+        goal = {"entropy/target": target}
+        if isinstance(self.feedback, Relay):
+            goal["entropy/low"] = target + self.feedback.band.low
+            goal["entropy/high"] = target + self.feedback.band.high
+        return goal
+
+    def _offer(self, sums: RolloutSums, rule: acceptance.Rule, clock: _Clock) -> Offer:
+        """What this batch has to choose from."""
+        none = torch.zeros(len(sums), dtype=torch.float64)
+        spare = uniform_groups(sums) if self.uniform_groups else none
+        advantages = sums.advantages + spare
+        effect = effects.rollout_effects(replace(sums, advantages=advantages), self._effect)
+        self._follow_scale(sums, effect)
+        ballot = acceptance.Ballot(
+            sums.advantages,
+            effect,
+            self._scale,
+            sums.rewards,
+            spare if self.uniform_groups else None,
+        )
+        ones = replace(sums, advantages=torch.ones_like(none))
+        unit = clock.optimiser_steps * effects.rollout_effects(ones, self._effect)
+        return Offer(rule, ballot, self.drawing, unit, sums.tokens, spare != 0)
+
+    def _authority(self, offer: Offer) -> dict[str, float]:
+        """What the batch can add to the entropy in total, either way, before the choice is made."""
+        limit = self.feedback.limit
+        reachable = {
+            "entropy/authority_up": self.observer.in_nats(offer.reach(limit)),
+            "entropy/authority_down": self.observer.in_nats(offer.reach(-limit)),
         }
-        return {key: nats for key, nats in translated.items() if math.isfinite(nats)}
+        return {key: nats for key, nats in reachable.items() if math.isfinite(nats)}
+
+    def _steer(self, measured: float, offer: Offer, clock: _Clock) -> tuple[float, bool, float]:
+        """Ask the feedback: pressure, whether that is all it can ask for, nats out of reach."""
+        if not (0 < offer.size < math.inf):
+            # nothing votes, so nothing can be steered: a loop that looked on would only wind up
+            return 0.0, False, 0.0
+
+        def ahead(steps: int) -> float:
+            target = self.target(clock.step + steps)
+            assert target is not None, "a rule has a schedule, and the first batch anchored it"
+            return target
+
+        pressure = self.feedback.pressure(
+            Situation(
+                measured=measured,
+                target=ahead,
+                steps=clock.optimiser_steps,
+                momentum=clock.momentum,
+                observer=self.observer,
+                reach=offer.reach,
+            )
+        )
+        return pressure, self.feedback.saturated, self.feedback.shortfall
+
+    def _commit(self, kept: Tensor, clock: _Clock) -> dict[str, float]:
+        """Tell the observer what enters the update; return what that is predicted to do."""
+        summed = float(kept[0].sum()), float(kept[1].sum())
+        steps, momentum = clock.optimiser_steps, clock.momentum
+        positive, negative = self.observer.gains
+        predicted = {
+            "entropy/predicted_change": self.observer.predict(summed, steps, momentum),
+            "entropy/drift": self.observer.drift,
+            "entropy/gain_positive": positive,
+            "entropy/gain_negative": negative,
+        }
+        self.observer.commit(summed, float(kept.norm()), steps, momentum)
+        return {key: value for key, value in predicted.items() if math.isfinite(value)}
 
     def _needs_no_anchor(self) -> bool:
         return self.schedule is None or schedules.is_anchored(self.schedule)
@@ -311,21 +377,14 @@ class EntropyController:
         memory = _SCALE_MEMORY if self._scale > 0 else 0.0
         self._scale = memory * self._scale + (1 - memory) * size
 
-    def _draw(self, verdict: acceptance.Verdict, effect: Tensor) -> Tensor:
+    def _draw(
+        self, verdict: acceptance.Verdict, votes: Tensor, sums: RolloutSums, effect: Tensor
+    ) -> Tensor:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._decisions) % 2**63)
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         # ordered by effect, the draw is balanced in every range of effects: its sum stays on plan
-        return acceptance.systematic_draw(
-            verdict.probabilities, uniform, torch.argsort(effect, stable=True)
-        )
-
-    def _renormalisation(self, kept: Tensor, votes: Tensor, tokens: Tensor) -> float:
-        if self.renormalise == "none":
-            return 1.0
-        size = torch.ones_like(tokens) if self.renormalise == "rollouts" else tokens
-        left = float(size[kept | ~votes].sum())
-        factor = float(size.sum()) / left if left else math.inf
-        return min(factor, _LARGEST_RENORMALISATION)
+        order = torch.argsort(effect, stable=True)
+        return self.drawing.weights(verdict.probabilities, votes, sums.tokens, order, uniform)
 
     def _warn(self, metrics: dict[str, float], decision: Decision) -> None:
         saturated = metrics["entropy/saturated"] > 0
@@ -337,9 +396,7 @@ class EntropyController:
                 f"target {metrics['entropy/target']:.3f}, measured "
                 f"{metrics['entropy/measured']:.3f} nats per token, keeping "
                 f"{metrics['entropy/kept_fraction']:.0%} of the rollouts. The schedule asks for "
-                "more than rejection can do: make it slower, give more rollouts per batch, or "
-                "raise the learning "
-                "rate" + ("" if self.rule and not self.rule.relay else ", or use rule='tilt'"),
+                f"more than rejection can do: {self._remedy()}",
             )
         if decision.useful == 0:
             self._warn_once(
@@ -349,6 +406,17 @@ class EntropyController:
                 "by momentum and weight decay",
             )
 
+    def _remedy(self) -> str:
+        remedies = ["make it slower", "give more rollouts per batch", "raise the learning rate"]
+        if self.rule is not None and self.rule.relay:
+            remedies.append("use rule='tilt'")
+        else:
+            if not self.uniform_groups:
+                remedies.append("let all-correct and all-wrong groups join (uniform_groups=True)")
+            if self._effect != "gradient":
+                remedies.append("use effect='gradient'")
+        return ", ".join(remedies[:-1]) + " or " + remedies[-1]
+
     def _warn_once(self, topic: str, message: str) -> None:
         if topic not in self._warned:
             self._warned.add(topic)
@@ -357,13 +425,13 @@ class EntropyController:
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to decide as if never interrupted, for JSON."""
         return {
-            "version": 1,
+            "version": 2,
             "settings": self._settings(),
             "decisions": self._decisions,
             "initial": self._initial,
             "scale": self._scale,
             "feedback": self.feedback.state_dict(),
-            "gain": self._gain.state_dict(),
+            "observer": self.observer.state_dict(),
             "saturated_in_a_row": self._saturated_in_a_row,
             "warned": sorted(self._warned),
         }
@@ -374,9 +442,9 @@ class EntropyController:
         Raises:
             ValueError: not a state of this class, or of another rule or feedback; nothing changed.
         """
-        if not isinstance(state, dict) or state.get("version") != 1:
+        if not isinstance(state, dict) or state.get("version") != 2:
             raise ValueError(
-                f"not a controller state of version 1: {str(state)[:200]}; was the checkpoint "
+                f"not a controller state of version 2: {str(state)[:200]}; was the checkpoint "
                 "written by another version of entrocraft?"
             )
         if state.get("settings") != self._settings():
@@ -399,7 +467,10 @@ class EntropyController:
 
     def _settings(self) -> str:
         """Return repr without addresses: those of plain functions change from run to run."""
-        settings = f"{self!r} with {self.feedback!r}, renormalise={self.renormalise!r}"
+        settings = (
+            f"{self!r} with {self.feedback!r}, {self.drawing!r}, "
+            f"uniform_groups={self.uniform_groups}, refresh={self.refresh}"
+        )
         return re.sub(r" at 0x[0-9a-fA-F]+", "", settings)
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -407,7 +478,7 @@ class EntropyController:
         self._initial = state["initial"]
         self._scale = float(state["scale"])
         self.feedback.load_state_dict(state["feedback"])
-        self._gain.load_state_dict(state["gain"])
+        self.observer.load_state_dict(state["observer"])
         self._saturated_in_a_row = int(state["saturated_in_a_row"])
         self._warned = set(state["warned"])
         self._anchored = self.schedule if self._needs_no_anchor() else None
@@ -415,11 +486,29 @@ class EntropyController:
             self._anchor(self._initial)
 
 
-def _check_clock(sums: RolloutSums, optimiser_steps: float, drift: float | None) -> None:
-    if not optimiser_steps > 0:
-        raise ValueError(f"optimiser_steps must be above 0, got {optimiser_steps}")
-    if drift is not None and not math.isfinite(drift):
-        raise ValueError(f"drift must be finite nats, got {drift}; None if it is not known")
+@dataclass(frozen=True)
+class _Clock:
+    """When a batch is used, and what the optimiser is doing meanwhile; see `RolloutBatch`."""
+
+    step: int
+    optimiser_steps: float = 1
+    drift: float | None = None
+    momentum: float = _USUAL_MOMENTUM
+
+    def __post_init__(self) -> None:
+        if self.momentum is None:
+            object.__setattr__(self, "momentum", _USUAL_MOMENTUM)
+
+
+def _check_clock(sums: RolloutSums, clock: _Clock) -> None:
+    if not clock.optimiser_steps > 0:
+        raise ValueError(f"optimiser_steps must be above 0, got {clock.optimiser_steps}")
+    if clock.drift is not None and not math.isfinite(clock.drift):
+        raise ValueError(f"drift must be finite nats, got {clock.drift}; None if it is not known")
+    if not 0 <= clock.momentum < 1:
+        raise ValueError(
+            f"momentum must be in [0, 1), got {clock.momentum}; None if it is not known"
+        )
     if sums.total_tokens == 0:
         raise ValueError(
             "the batch has no response token inside its mask, so it has no entropy; check the "
@@ -438,6 +527,24 @@ def _outcome(pressure: float, weights: Tensor, votes: Tensor, saturated: bool) -
     }
 
 
-def _default_feedback(rule: acceptance.Rule | None, band: float | tuple[float, float]) -> Feedback:
+def _feedback_for(
+    rule: acceptance.Rule | None,
+    band: float | tuple[float, float],
+    feedback: Feedback | str | None,
+) -> Feedback:
     relay = Relay(band)  # checks the band also where it is not used
-    return relay if rule is not None and rule.relay else ProportionalIntegral()
+    if rule is None or not rule.relay:
+        return RecedingHorizon() if feedback is None else get_feedback(feedback)
+    if isinstance(feedback, str):
+        raise ValueError(
+            f"rule {rule.name!r} reads a band and takes no feedback, got {feedback!r}; leave it "
+            "out, or use rule='tilt'"
+        )
+    return relay if feedback is None else feedback
+
+
+def _observer_for(effect: str) -> EntropyObserver:
+    if effect == "gradient":
+        # its effects are in nats already, and explain most of what happens
+        return EntropyObserver(gain=1.0, unexplained=0.3, gain_spread=0.5)
+    return EntropyObserver()

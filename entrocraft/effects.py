@@ -10,11 +10,15 @@ level      sensitivity of token t  needs
 sign       -1                      the advantage alone (the paper's view)
 sampled    -(log p_t - mean)       sampled log-probs; the covariance of Cui et al. (2025)
 logit      -(S_t - M_t)            one forward pass, three numbers a token
+gradient   N c_t <grad log p, u>   two backward passes and a forward-mode one, the optimiser
 =========  ======================  ==========================================================
 
 with ``S_t = p_k (log p_k + H)`` for the sampled token k and ``M_t = sum_i p_i^2 (log p_i + H)``,
 its mean under the policy. For a tabular softmax ``dH = -eta A (S_t - M_t)`` is exact to first
-order: a *likely* token that is rewarded lowers entropy, an *unlikely* one raises it.
+order: a *likely* token that is rewarded lowers entropy, an *unlikely* one raises it. At the last
+level c_t is what the loss puts on the token and u the optimiser's answer to the entropy's gradient
+(`entrocraft.gradient`): what a token does to all others through shared parameters counts too, and
+no gain is left to learn.
 """
 
 from __future__ import annotations
@@ -29,12 +33,16 @@ from entrocraft.rollouts import RolloutSums
 
 __all__ = ["LEVELS", "TOKEN_LEVELS", "TokenStatistics", "rollout_effects", "token_statistics"]
 
-LEVELS = ("sign", "sampled", "logit")
+LEVELS = ("sign", "sampled", "logit", "gradient")
 """Effect levels by name, cheapest first."""
 
-TOKEN_LEVELS = ("logit",)
+TOKEN_LEVELS = ("logit", "gradient")
 """Levels whose (B, T) sensitivity the trainer's adapter has to put into the batch."""
 
+_SOURCES = {
+    "logit": "entrocraft.effects.token_statistics",
+    "gradient": "entrocraft.gradient.GradientEffect",
+}
 _CHUNK_ELEMENTS = 2**24
 
 
@@ -143,8 +151,7 @@ def rollout_effects(sums: RolloutSums, level: str) -> Tensor:
         if sums.sensitivity is None:
             raise ValueError(
                 f"effect level {level!r} needs RolloutBatch.sensitivity (B, T), see "
-                "entrocraft.effects.token_statistics; or choose effect='sampled', which needs "
-                "log-probs only"
+                f"{_SOURCES[level]}; or choose effect='sampled', which needs log-probs only"
             )
         sensitivity = sums.sensitivity
     else:

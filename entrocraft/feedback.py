@@ -1,26 +1,61 @@
 """From target and measured entropy to one signed pressure.
 
-Positive pressure wants more entropy, zero is plain RL. Two loops: `ProportionalIntegral` for rules
-that answer to a graded pressure, `Relay` for the band rules of the paper and its code.
-`GainTracker` watches the loop and translates predicted effects into nats.
+Positive pressure wants more entropy, zero is plain RL. `RecedingHorizon` plans on what the observer
+believes and is the default; `ProportionalIntegral` looks at the error alone; `Relay` is for the
+band rules of the paper and its code.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Feedback", "GainTracker", "ProportionalIntegral", "Relay"]
+from entrocraft.observer import EntropyObserver
+
+__all__ = [
+    "FEEDBACKS",
+    "Band",
+    "Feedback",
+    "ProportionalIntegral",
+    "RecedingHorizon",
+    "Relay",
+    "Situation",
+    "get_feedback",
+]
+
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a loop may look at before it chooses the pressure of a batch.
+
+    Attributes:
+        measured: entropy of the batch, nats per token.
+        target: optimiser steps ahead -> target entropy, nats per token.
+        steps: optimiser steps that the batch is used for.
+        momentum: decay per step of what is under way in the optimiser.
+        observer: has taken the measurement already.
+        reach: pressure -> expected sums of the kept effects (of positive, of negative advantages)
+            over all steps of the batch.
+    """
+
+    measured: float
+    target: Callable[[int], float]
+    steps: float
+    momentum: float
+    observer: EntropyObserver
+    reach: Callable[[float], tuple[float, float]]
 
 
 class Feedback(Protocol):
     """A loop from entropies (nats per token) to pressure."""
 
     @property
-    def estimate(self) -> float | None:
-        """Present idea of the policy's entropy, nats per token; None before the first batch."""
+    def limit(self) -> float:
+        """Largest pressure."""
         ...
 
     @property
@@ -28,11 +63,12 @@ class Feedback(Protocol):
         """Whether the last pressure was all that the loop can ask for."""
         ...
 
-    def lead(self, steps: float) -> int:
-        """How many optimiser steps ahead of a batch used for `steps` steps the target is read."""
+    @property
+    def shortfall(self) -> float:
+        """Signed nats per token that the last plan wanted beyond reach; 0 unless saturated."""
         ...
 
-    def update(self, entropy: float, target: float, target_ahead: float, steps: float) -> float:
+    def pressure(self, situation: Situation) -> float:
         """Take one measurement, return the pressure for this batch."""
         ...
 
@@ -43,6 +79,83 @@ class Feedback(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         ...
+
+
+class RecedingHorizon:
+    """The pressure that brings the believed entropy onto the schedule `horizon` steps ahead.
+
+    With the observer's entropy H, pipeline U and drift b, momentum m, and n the horizon (at least
+    the steps of the batch), a batch that adds F nats in total, and batches like it after it, lead
+    to ``H + (1 - m^n) U + n b + F sum_k (1 - m^k) / steps`` (k = 1 ... n). The loop solves this for
+    F = target(n) and asks for the pressure under which the kept effects are expected to sum to F.
+    Planned anew at every batch, one short horizon serves optimisers with and without momentum.
+
+    Args:
+        horizon: optimiser steps; shorter is quicker and follows more of the noise.
+        limit: largest pressure.
+    """
+
+    def __init__(self, horizon: int = 4, limit: float = 8.0) -> None:
+        if horizon < 1:
+            raise ValueError(f"horizon must be at least 1 optimiser step, got {horizon}")
+        self.horizon = int(horizon)
+        self.limit = _checked_limit(limit)
+        self._saturated = False
+        self._shortfall = 0.0
+
+    def __repr__(self) -> str:
+        return f"RecedingHorizon({self.horizon}, limit={self.limit:g})"
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the wanted change was out of reach."""
+        return self._saturated
+
+    @property
+    def shortfall(self) -> float:
+        """Wanted less reachable change of one batch, nats per token."""
+        return self._shortfall
+
+    def wanted(self, situation: Situation) -> float:
+        """F: nats that this batch shall add in total."""
+        observer, momentum = situation.observer, situation.momentum
+        steps = max(self.horizon, math.ceil(situation.steps))
+        arrives = sum(1 - momentum**k for k in range(1, steps + 1)) / max(situation.steps, 1.0)
+        lands = observer.entropy + (1 - momentum**steps) * observer.underway
+        return (situation.target(steps) - lands - steps * observer.drift) / arrives
+
+    def pressure(self, situation: Situation) -> float:
+        """Invert the reach; it grows with the pressure."""
+        wanted = self.wanted(situation)
+
+        def added(pressure: float) -> float:
+            return situation.observer.in_nats(situation.reach(pressure))
+
+        plain = added(0.0)
+        self._saturated, self._shortfall = False, 0.0
+        if wanted == plain:
+            return 0.0
+        sign = 1.0 if wanted > plain else -1.0
+        most = added(sign * self.limit)
+        if sign * most <= sign * wanted:
+            self._saturated, self._shortfall = True, wanted - most
+            return sign * self.limit
+        low, high = 0.0, self.limit
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            if sign * added(sign * middle) >= sign * wanted:
+                high = middle
+            else:
+                low = middle
+        return sign * high
+
+    def state_dict(self) -> dict[str, Any]:
+        """Only what is reported: all memory is the observer's."""
+        return {"saturated": self._saturated, "shortfall": self._shortfall}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._saturated, self._shortfall = bool(state["saturated"]), float(state["shortfall"])
 
 
 class ProportionalIntegral:
@@ -81,7 +194,6 @@ class ProportionalIntegral:
             ("integral_gain", integral_gain, 0.0),
             ("smoothing", smoothing, 0.0),
             ("lead", lead, 0),
-            ("limit", limit, 1e-9),
         ):
             if not (math.isfinite(value) and value >= low):
                 raise ValueError(f"{name} must be finite and at least {low:g}, got {value}")
@@ -92,7 +204,7 @@ class ProportionalIntegral:
         self.proportional_gain = proportional_gain
         self.integral_gain = integral_gain
         self.smoothing = smoothing
-        self.limit = limit
+        self.limit = _checked_limit(limit)
         self._lead = int(lead)
         self._first: float | None = None
         self._estimate: float | None = None
@@ -106,27 +218,25 @@ class ProportionalIntegral:
         )
 
     @property
-    def estimate(self) -> float | None:
-        """Filtered entropy H_f, nats per token."""
-        return self._estimate
-
-    @property
     def saturated(self) -> bool:
         """Whether the last pressure sat at its limit."""
         return abs(self._pressure) >= self.limit
 
-    def lead(self, steps: float) -> int:
-        """Optimiser steps ahead at which the target is read."""
-        return math.ceil(steps) + self._lead
+    @property
+    def shortfall(self) -> float:
+        """0: the loop knows errors, not what would be needed to remove them."""
+        return 0.0
 
-    def update(self, entropy: float, target: float, target_ahead: float, steps: float) -> float:
+    def pressure(self, situation: Situation) -> float:
         """Filter the measurement, integrate the error, return the pressure."""
-        if self._estimate is None:
+        entropy, steps = situation.measured, situation.steps
+        target = situation.target(0)
+        target_ahead = situation.target(math.ceil(steps) + self._lead)
+        if self._first is None or self._estimate is None:
             self._first = max(entropy, 1e-6)
             self._estimate = entropy
         else:
             self._estimate = self.smoothing * self._estimate + (1 - self.smoothing) * entropy
-        assert self._first is not None
         reference = max(self._first, target)
         error = (target_ahead - self._estimate) / reference
         # the integral looks at this very step: lead and filter lag would be an offset on a ramp
@@ -187,102 +297,63 @@ class Band:
 class Relay:
     """The band of the paper: pressure -1 above it, +1 below it, 0 inside, on raw measurements."""
 
+    limit = 1.0
+
     def __init__(self, band: float | tuple[float, float] = 0.05) -> None:
         self.band = Band.of(band)
-        self._estimate: float | None = None
         self._pressure = 0.0
 
     def __repr__(self) -> str:
         return f"Relay(({self.band.low:g}, {self.band.high:g}))"
 
     @property
-    def estimate(self) -> float | None:
-        """The last measurement, nats per token."""
-        return self._estimate
-
-    @property
     def saturated(self) -> bool:
         """True outside the band: a relay always uses all its authority."""
         return self._pressure != 0
 
-    def lead(self, steps: float) -> int:
-        """Return 0: the band is read at the batch's own step, as in the paper."""
-        return 0
+    @property
+    def shortfall(self) -> float:
+        """0: the relay does not plan."""
+        return 0.0
 
-    def update(self, entropy: float, target: float, target_ahead: float, steps: float) -> float:
-        """Compare the measurement with the band's edges."""
-        self._estimate = entropy
-        above, below = entropy > target + self.band.high, entropy < target + self.band.low
+    def pressure(self, situation: Situation) -> float:
+        """Compare the measurement with the band's edges, at the batch's own step."""
+        target = situation.target(0)
+        above = situation.measured > target + self.band.high
+        below = situation.measured < target + self.band.low
         self._pressure = float(below) - float(above)
         return self._pressure
 
     def state_dict(self) -> dict[str, Any]:
-        """Last measurement and pressure."""
-        return {"estimate": self._estimate, "pressure": self._pressure}
+        """Last pressure."""
+        return {"pressure": self._pressure}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._estimate, self._pressure = state["estimate"], float(state["pressure"])
+        self._pressure = float(state["pressure"])
 
 
-class GainTracker:
-    """Nats really moved per nat predicted: one gain, by least squares over windows of decisions.
+def _checked_limit(limit: float) -> float:
+    if not (math.isfinite(limit) and limit >= 1e-9):
+        raise ValueError(f"limit must be finite and at least 1e-09, got {limit}")
+    return float(limit)
 
-    Effects are predicted up to a gain that the optimiser and shared parameters set. The tracker
-    compares, over the last `window` decisions, the sum of the predictions with the change of the
-    measured entropy, and forgets with a rate of `memory`. It only translates predictions for the
-    log; it never steers.
+
+FEEDBACKS: dict[str, Callable[[], Feedback]] = {
+    "plan": RecedingHorizon,
+    "pi": ProportionalIntegral,
+}
+"""Loops for graded pressure by name."""
+
+
+def get_feedback(feedback: str | Feedback) -> Feedback:
+    """Return a fresh loop of this name, or the loop itself.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
     """
-
-    def __init__(self, window: int = 10, memory: float = 0.98) -> None:
-        if window < 1 or not 0 <= memory <= 1:
-            raise ValueError(
-                f"window must be at least 1 and memory in [0, 1], got {window} and {memory}"
-            )
-        self.window = window
-        self.memory = memory
-        self._past: deque[tuple[float, float]] = deque(maxlen=window)
-        self._compared = 0
-        self._cross = 0.0
-        self._square = 0.0
-
-    @property
-    def gain(self) -> float | None:
-        """Nats per predicted nat.
-
-        None until a whole window of comparisons was made, since a few are ruled by the noise of
-        one measurement; and while the estimate is not positive.
-        """
-        if self._compared < self.window or self._square <= 0 or self._cross <= 0:
-            return None
-        gain = self._cross / self._square
-        return gain if math.isfinite(gain) else None
-
-    def observe(self, entropy: float) -> None:
-        """Take the entropy measured before this decision."""
-        if len(self._past) == self.window and math.isfinite(entropy):
-            predicted = sum(change for _, change in self._past)
-            realised = entropy - self._past[0][0]
-            self._compared += 1
-            self._cross = self.memory * self._cross + predicted * realised
-            self._square = self.memory * self._square + predicted * predicted
-
-    def predict(self, entropy: float, change: float) -> None:
-        """Remember what this decision is predicted to do, in units of the effects."""
-        if math.isfinite(entropy) and math.isfinite(change):
-            self._past.append((entropy, change))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The window and the two sums."""
-        return {
-            "past": [list(pair) for pair in self._past],
-            "compared": self._compared,
-            "cross": self._cross,
-            "square": self._square,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        self._past = deque(((float(a), float(b)) for a, b in state["past"]), maxlen=self.window)
-        self._compared = int(state["compared"])
-        self._cross, self._square = float(state["cross"]), float(state["square"])
+    if not isinstance(feedback, str):
+        return feedback
+    if feedback not in FEEDBACKS:
+        raise ValueError(f"unknown feedback {feedback!r}; choose one of {', '.join(FEEDBACKS)}")
+    return FEEDBACKS[feedback]()

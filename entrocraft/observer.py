@@ -173,12 +173,13 @@ class EntropyObserver:
     def _correct(self, entropy: float, noise: float) -> None:
         """Kalman correction by a measurement of H."""
         column = self._covariance[:, _ENTROPY].clone()
-        variance = float(column[_ENTROPY]) + noise**2
+        variance = max(float(column[_ENTROPY]), 0.0) + noise**2
         largest = _LARGEST_SURPRISE * math.sqrt(variance)
         surprise = max(-largest, min(largest, entropy - self.entropy))
         self._mean = self._mean + column * (surprise / variance)
         self._covariance = self._covariance - torch.outer(column, column) / variance
         self._mean[_ENTROPY] = self._mean[_ENTROPY].clamp(min=0.0)
+        self._forget_the_infinite(entropy, noise)
         if self._first_gain is not None:
             low, high = self._first_gain / self.gain_bound, self._first_gain * self.gain_bound
             self._mean[_POSITIVE:] = self._mean[_POSITIVE:].clamp(low, high)
@@ -210,6 +211,17 @@ class EntropyObserver:
             noise[gain, gain] = steps * (self.gain_walk * (self._first_gain or 0.0)) ** 2
         covariance = move @ self._covariance @ move.T + noise
         self._covariance = 0.5 * (covariance + covariance.T)
+        self._forget_the_infinite(self._first or 0.0, 0.1 * (self._first or 0.0))
+
+    def _forget_the_infinite(self, entropy: float, noise: float) -> None:
+        """Start afresh, at this entropy, where numbers left the range of float64."""
+        if bool(torch.isfinite(self._mean).all() and torch.isfinite(self._covariance).all()):
+            return
+        self._mean = torch.zeros_like(self._mean)
+        self._covariance = torch.zeros_like(self._covariance)
+        self._first_gain = None
+        self._mean[_ENTROPY] = entropy
+        self._covariance[_ENTROPY, _ENTROPY] = noise**2
 
     def state_dict(self) -> dict[str, Any]:
         """Return the filter's memory, JSON-serialisable."""

@@ -76,13 +76,15 @@ class RolloutBatch:
             or None: then the mean of -logprobs estimates it (unbiased if nothing truncates the
             sampling).
         sensitivity: (B, T), nats per unit of advantage (see `entrocraft.effects`), or None; needed
-            by the level `logit`.
+            by the levels `logit` and `gradient`.
         rewards: (B,), raw rewards, or None; NaN marks an unscorable rollout. Needed by the rule
             `switch`.
         group: (B,), an integer for each prompt, or None; sharpens the standard error.
         drift: nats already under way from the optimiser's momentum, or None.
         optimiser_steps: optimiser steps that this batch will be used for; a fraction where several
             rollout batches make one step.
+        momentum: factor by which what is under way in the optimiser shrinks from step to step
+            (beta1 of Adam, momentum of SGD), or None if it is not known: then 0.9 is taken.
     """
 
     step: int
@@ -95,6 +97,7 @@ class RolloutBatch:
     group: Tensor | None = None
     drift: float | None = None
     optimiser_steps: float = 1
+    momentum: float | None = None
 
     def sums(self) -> RolloutSums:
         """Check the batch and add its tokens up, in float64 on the CPU.

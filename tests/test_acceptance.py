@@ -6,8 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, minimize
 
 from entrocraft.acceptance import (
@@ -18,7 +16,6 @@ from entrocraft.acceptance import (
     Tilt,
     get_rule,
     solve_tilt,
-    systematic_draw,
     tilt,
 )
 
@@ -112,60 +109,6 @@ def test_solve_tilt_does_not_depend_on_the_unit(unit):
     assert shortfall == 0
 
 
-def grid(count):
-    return (np.arange(count) + 0.5) / count
-
-
-@pytest.mark.parametrize("ordered", [False, True])
-def test_systematic_draw_is_unbiased(ordered):
-    generator = torch.Generator().manual_seed(0)
-    p = torch.rand(23, generator=generator, dtype=torch.float64)
-    p[3], p[7], p[11] = 0.0, 1.0, 1e-3
-    order = torch.randperm(23, generator=generator) if ordered else None
-    draws = torch.stack([systematic_draw(p, u, order) for u in grid(4000)])
-    np.testing.assert_allclose(draws.double().mean(0), p, atol=1.01 / 4000)
-    assert not bool(draws[:, 3].any())
-    assert bool(draws[:, 7].all())
-    counts = draws.sum(1).double()
-    assert float((counts - p.sum()).abs().max()) < 1
-
-
-def test_every_stretch_along_the_order_is_balanced():
-    generator = torch.Generator().manual_seed(1)
-    p = torch.rand(40, generator=generator, dtype=torch.float64)
-    order = torch.randperm(40, generator=generator)
-    for uniform in grid(50):
-        kept = systematic_draw(p, uniform, order)[order].double().cumsum(0)
-        assert float((kept - p[order].cumsum(0)).abs().max()) < 1
-
-
-def test_draw_by_hand():
-    # the comb stands at 0.2, 1.2, ... over the cumulative sums 0.5, 1.0, 1.5, 2.0
-    half = torch.full((4,), 0.5)
-    assert systematic_draw(half, 0.2).tolist() == [True, False, True, False]
-    assert systematic_draw(half, 0.7).tolist() == [False, True, False, True]
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.floats(0, 1) | st.sampled_from([0.0, 1.0, 5e-324, 1 - 2**-53]), max_size=30),
-    st.floats(0, 1, exclude_max=True),
-    st.randoms(use_true_random=False),
-)
-def test_certain_rollouts_are_certain(p, uniform, random):
-    order = list(range(len(p)))
-    random.shuffle(order)
-    kept = systematic_draw(
-        torch.tensor(p, dtype=torch.float64), uniform, torch.tensor(order).long()
-    )
-    assert kept.dtype == torch.bool
-    assert kept.shape == (len(p),)
-    for probability, drawn in zip(p, kept.tolist(), strict=True):
-        assert drawn or probability < 1
-        assert not drawn or probability > 0
-    assert abs(sum(kept.tolist()) - sum(p)) <= 1 + 1e-9
-
-
 def ballot(**changes):
     advantages = torch.tensor([1.0, -1.0, 0.0, 0.5, -0.5], dtype=torch.float64)
     effects = torch.tensor([-0.2, 0.3, 0.0, 0.1, -0.4], dtype=torch.float64)
@@ -173,7 +116,7 @@ def ballot(**changes):
 
 
 def test_the_tilt_rule_measures_pressure_in_units_of_the_scale():
-    rule = Tilt()
+    rule = Tilt(floor=0.0)
     for pressure in (-8.0, -0.3, 0.0, 0.3, 8.0):
         verdict = rule.judge(ballot(), pressure)
         expected = tilt(ballot().effects, pressure / 0.2) if pressure else torch.ones(5)
@@ -249,3 +192,27 @@ def test_rules_by_name():
     assert get_rule(own) is own
     with pytest.raises(ValueError, match="unknown rule 'tild'; choose one of tilt, sign, switch"):
         get_rule("tild")
+
+
+def test_no_vote_is_ever_locked_out():
+    rule, votes = Tilt(floor=0.05), ballot(effects=torch.tensor([-50.0, 0.1, 0.0, 0.1, -0.1]))
+    verdict = rule.judge(votes, 8.0)
+    assert verdict.probabilities[0] == 0.05
+    assert bool((verdict.probabilities[1:4] == 1).all())
+    assert float(Tilt(floor=0.0).judge(votes, 8.0).probabilities[0]) == 0
+    with pytest.raises(ValueError, match=r"floor must be a probability in \[0, 1\), got 1"):
+        Tilt(floor=1)
+
+
+def test_spare_rollouts_join_only_to_push_the_wanted_way():
+    spare = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    effects = torch.tensor([-0.2, 0.3, 0.1, 0.1, -0.4], dtype=torch.float64)
+    offered = ballot(spare=spare, effects=effects)
+    without = ballot(effects=effects)
+    for pressure, expected in ((0.0, 0.0), (-2.0, 0.0), (2.0, 1 - math.exp(-2 * 0.1 / 0.2))):
+        verdict = Tilt().judge(offered, pressure)
+        assert float(verdict.probabilities[2]) == pytest.approx(expected)
+        assert verdict.advantages.tolist() == [1.0, -1.0, 1.0, 0.5, -0.5]
+        voters = [0, 1, 3, 4]
+        usual = Tilt().judge(without, pressure)
+        assert torch.equal(verdict.probabilities[voters], usual.probabilities[voters])

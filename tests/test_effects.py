@@ -248,6 +248,7 @@ def test_rollout_effects_by_brute_force(level):
         "sign": [-np.ones_like(row) for row in logprobs],
         "sampled": [-(row - every.mean()) for row in logprobs],
         "logit": sensitivity,
+        "gradient": sensitivity,
     }[level]
     expected = [a * sum(row) / len(every) for a, row in zip(advantages, token, strict=True)]
     np.testing.assert_allclose(rollout_effects(sums, level), expected, rtol=1e-12, atol=1e-15)
@@ -259,5 +260,7 @@ def test_levels_that_cannot_be_served():
     bare = RolloutSums(sums.advantages, sums.tokens, sums.logprob, sums.entropy)
     with pytest.raises(ValueError, match=r"'logit' needs RolloutBatch\.sensitivity .*'sampled'"):
         rollout_effects(bare, "logit")
+    with pytest.raises(ValueError, match=r"'gradient' needs .*gradient\.GradientEffect"):
+        rollout_effects(bare, "gradient")
     with pytest.raises(ValueError, match="unknown effect level 'hessian'; choose one of sign"):
         rollout_effects(sums, "hessian")

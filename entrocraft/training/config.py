@@ -42,27 +42,32 @@ class ControlConfig:
         rule: tilt, sign, switch; or null: plain RL that logs the same numbers.
         schedule: target entropy in nats per token over optimiser steps, for example
             "linear(0.6, 0.3, 300)"; "initial" stands for the first measured entropy.
-        effect: sign, sampled or logit; null takes the rule's own.
+        effect: sign, sampled, logit or gradient; null takes the rule's own.
         band: half-width around the target, in nats, for the rules sign and switch.
+        feedback: plan or pi, for the rule tilt; null takes plan.
+        uniform_groups: let all-correct and all-wrong groups join with raw rewards.
+        correction: importance weights a^-correction of what was kept with probability a; 0 to 1.
+        draw: false weighs rollouts by their keep probability instead of drawing.
+        effective_batch: rollouts with a vote to keep at most; null keeps all that are left.
         renormalise: none, rollouts or tokens; scales what is kept up to the whole batch's size.
+        refresh: decisions that share one entropy gradient, for the effect gradient.
     """
 
     rule: str | None = "tilt"
     schedule: str = "linear(initial, 0.6*initial, 150)"
     effect: str | None = None
     band: float = 0.05
+    feedback: Literal["plan", "pi"] | None = None
+    uniform_groups: bool = False
+    correction: float = 0.0
+    draw: bool = True
+    effective_batch: int | None = None
     renormalise: Literal["none", "rollouts", "tokens"] = "none"
+    refresh: int = 1
 
     def build(self, seed: int) -> EntropyController:
         """Make the controller; with rule null it observes and rejects nothing."""
-        return EntropyController(
-            schedule=self.schedule,
-            rule=self.rule,
-            effect=self.effect,
-            band=self.band,
-            renormalise=self.renormalise,
-            seed=seed,
-        )
+        return EntropyController(**dataclasses.asdict(self), seed=seed)
 
 
 @dataclass
