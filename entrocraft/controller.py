@@ -50,7 +50,11 @@ class Decision:
 
 
 class EntropyMethod(Protocol):
-    """What an adapter hosts: anything that turns a rollout batch into advantages."""
+    """What an adapter hosts: anything that turns a rollout batch into advantages.
+
+    A method may also have `refresh` (an int, for the level `gradient`), and `remeasure` (a bool)
+    with `realised(change, stderr)`; see `EntropyController`.
+    """
 
     @property
     def effect(self) -> str | None:
@@ -101,6 +105,9 @@ class EntropyController:
             more rollouts than that to hold the number constant.
         renormalise: "none", "rollouts" or "tokens"; see `drawing.Drawing`.
         refresh: decisions that share one entropy gradient, at the level "gradient".
+        remeasure: score each batch once more after its update, to know how far it moved the entropy
+            without the noise of new prompts: one forward pass a batch. None does so if the feedback
+            is "plan".
         seed: of the controller's own generator; the global one is never touched.
 
     Raises:
@@ -121,6 +128,7 @@ class EntropyController:
         effective_batch: int | None = None,
         renormalise: str = "none",
         refresh: int = 1,
+        remeasure: bool | None = None,
         seed: int = 0,
     ) -> None:
         if isinstance(schedule, (int, float)):
@@ -153,6 +161,8 @@ class EntropyController:
         self.uniform_groups = uniform_groups
         self.drawing = Drawing(draw, correction, effective_batch, renormalise)
         self.refresh = refresh
+        plans = isinstance(self.feedback, RecedingHorizon)
+        self.remeasure = self.rule is not None and (plans if remeasure is None else remeasure)
         self.seed = int(seed)
         self._max_entropy: float | None = None
         self._steps: int | None = None
@@ -218,6 +228,26 @@ class EntropyController:
         except BaseException:
             self._restore(before)
             raise
+
+    def realised(self, change: float, stderr: float) -> dict[str, float]:
+        """Take the measured change of the entropy by the last batch's update.
+
+        Adapters call it after the batch's last optimiser step, where `remeasure` asks for it; see
+        `entrocraft.odometer`. Decisions do without.
+
+        Args:
+            change: nats per token.
+            stderr: its standard error; not finite if unknown.
+
+        Returns:
+            What there is to log: `entropy/realised_change` and its standard error.
+        """
+        self.observer.moved(change, stderr)
+        realised = {
+            "entropy/realised_change": float(change),
+            "entropy/realised_change_stderr": float(stderr),
+        }
+        return {key: value for key, value in realised.items() if math.isfinite(value)}
 
     def _decide(self, sums: RolloutSums, clock: _Clock) -> Decision:
         _check_clock(sums, clock)
@@ -303,7 +333,11 @@ class EntropyController:
             return 0.0, False, 0.0
 
         def ahead(steps: int) -> float:
-            target = self.target(clock.step + steps)
+            # a plain function of the step need not make sense after the run's end
+            step = clock.step + steps
+            if self._steps is not None:
+                step = min(step, max(self._steps, clock.step))
+            target = self.target(step)
             assert target is not None, "a rule has a schedule, and the first batch anchored it"
             return target
 
@@ -469,7 +503,8 @@ class EntropyController:
         """Return repr without addresses: those of plain functions change from run to run."""
         settings = (
             f"{self!r} with {self.feedback!r}, {self.drawing!r}, "
-            f"uniform_groups={self.uniform_groups}, refresh={self.refresh}"
+            f"uniform_groups={self.uniform_groups}, refresh={self.refresh}, "
+            f"remeasure={self.remeasure}"
         )
         return re.sub(r" at 0x[0-9a-fA-F]+", "", settings)
 

@@ -16,8 +16,11 @@ from torch import Tensor
 
 __all__ = ["EntropyObserver", "arrival"]
 
-_ENTROPY, _UNDERWAY, _DRIFT, _POSITIVE, _NEGATIVE = range(5)
+_ENTROPY, _UNDERWAY, _DRIFT, _POSITIVE, _NEGATIVE, _BIAS = range(6)
+_STATES = 6
+_GAINS = slice(_POSITIVE, _NEGATIVE + 1)
 _LARGEST_SURPRISE = 4.0  # standard deviations; a wilder measurement is cut to this
+_CHANGE_ERROR = 0.1  # of a measured change: what its standard error does not know of
 
 
 def arrival(momentum: float, steps: float) -> tuple[float, float]:
@@ -47,7 +50,10 @@ class EntropyObserver:
         H <- H + p U + q F + steps b        U <- (1 - p) U + (1 - q) F
 
     b and the gains are random walks: a constant error of the model ends up in them and leaves no
-    steady error. Each measurement counts by its own standard error.
+    steady error. Each measurement counts by its own standard error: of the entropy of a batch
+    (`observe`), and, where there is one, of the change that an update made (`moved`). Such a change
+    is measured on tokens that were trained on, so it may be off by a bias, the same for a while at
+    every step; the entropies of fresh batches tell.
 
     Args:
         gain: nats per unit of effect, where the effects' unit is known (level `gradient`: 1); None
@@ -60,6 +66,8 @@ class EntropyObserver:
         gain_bound: the gains stay within this factor of the first one.
         drift_walk: standard deviation of the change of b per step, relative to the first entropy;
             b starts at 0 with the same one.
+        bias_spread, bias_walk: standard deviation of the bias of measured changes at first, and of
+            its change, per step and relative to the first entropy.
     """
 
     def __init__(
@@ -71,6 +79,8 @@ class EntropyObserver:
         gain_walk: float = 0.02,
         gain_bound: float = 30.0,
         drift_walk: float = 0.003,
+        bias_spread: float = 0.001,
+        bias_walk: float = 0.0001,
     ) -> None:
         self.gain = gain
         self.authority = authority
@@ -79,17 +89,22 @@ class EntropyObserver:
         self.gain_walk = gain_walk
         self.gain_bound = gain_bound
         self.drift_walk = drift_walk
+        self.bias_spread = bias_spread
+        self.bias_walk = bias_walk
         self._first: float | None = None
         self._first_gain: float | None = None
-        self._mean = torch.zeros(5, dtype=torch.float64)
-        self._covariance = torch.zeros(5, 5, dtype=torch.float64)
+        self._mean = torch.zeros(_STATES, dtype=torch.float64)
+        self._covariance = torch.zeros(_STATES, _STATES, dtype=torch.float64)
+        # of the last commit: predicted change of H, its variance, its covariance with the state
+        self._move: tuple[float, float, Tensor] | None = None
 
     def __repr__(self) -> str:
         return (
             f"EntropyObserver(gain={self.gain}, authority={self.authority:g}, "
             f"unexplained={self.unexplained:g}, gain_spread={self.gain_spread:g}, "
             f"gain_walk={self.gain_walk:g}, gain_bound={self.gain_bound:g}, "
-            f"drift_walk={self.drift_walk:g})"
+            f"drift_walk={self.drift_walk:g}, bias_spread={self.bias_spread:g}, "
+            f"bias_walk={self.bias_walk:g})"
         )
 
     @property
@@ -155,6 +170,7 @@ class EntropyObserver:
         if self._covariance[_ENTROPY, _ENTROPY] == 0:
             self._covariance[_ENTROPY, _ENTROPY] = noise**2
             self._covariance[_DRIFT, _DRIFT] = (self.drift_walk * self._first) ** 2
+            self._covariance[_BIAS, _BIAS] = (self.bias_spread * self._first) ** 2
         else:
             self._correct(entropy, noise)
         if self._first_gain is None and size > 0 and math.isfinite(size):
@@ -178,11 +194,7 @@ class EntropyObserver:
         surprise = max(-largest, min(largest, entropy - self.entropy))
         self._mean = self._mean + column * (surprise / variance)
         self._covariance = self._covariance - torch.outer(column, column) / variance
-        self._mean[_ENTROPY] = self._mean[_ENTROPY].clamp(min=0.0)
-        self._forget_the_infinite(entropy, noise)
-        if self._first_gain is not None:
-            low, high = self._first_gain / self.gain_bound, self._first_gain * self.gain_bound
-            self._mean[_POSITIVE:] = self._mean[_POSITIVE:].clamp(low, high)
+        self._bound(entropy, noise)
 
     def commit(
         self, effects: tuple[float, float], spread: float, steps: float, momentum: float
@@ -196,22 +208,58 @@ class EntropyObserver:
             momentum: decay per step of what is under way.
         """
         before, added = arrival(momentum, steps)
-        move = torch.eye(5, dtype=torch.float64)
+        move = torch.eye(_STATES, dtype=torch.float64)
         move[_ENTROPY, _UNDERWAY], move[_UNDERWAY, _UNDERWAY] = before, 1 - before
         move[_ENTROPY, _DRIFT] = steps
         for gain, effect in zip((_POSITIVE, _NEGATIVE), effects, strict=True):
             move[_ENTROPY, gain], move[_UNDERWAY, gain] = added * effect, (1 - added) * effect
+        before_mean, before_covariance = self._mean, self._covariance
         self._mean = move @ self._mean
         unexplained = self.unexplained * 0.5 * sum(self.gains) * spread
-        enters = torch.zeros(5, dtype=torch.float64)
+        enters = torch.zeros(_STATES, dtype=torch.float64)
         enters[_ENTROPY], enters[_UNDERWAY] = added, 1 - added
         noise = unexplained**2 * torch.outer(enters, enters)
-        noise[_DRIFT, _DRIFT] = steps * (self.drift_walk * (self._first or 0.0)) ** 2
+        for state, walk in ((_DRIFT, self.drift_walk), (_BIAS, self.bias_walk)):
+            noise[state, state] = steps * (walk * (self._first or 0.0)) ** 2
         for gain in (_POSITIVE, _NEGATIVE):
             noise[gain, gain] = steps * (self.gain_walk * (self._first_gain or 0.0)) ** 2
         covariance = move @ self._covariance @ move.T + noise
         self._covariance = 0.5 * (covariance + covariance.T)
+        change = move[_ENTROPY] - torch.eye(_STATES, dtype=torch.float64)[_ENTROPY]
+        change[_BIAS] = steps
+        column = move @ before_covariance @ change + noise[:, _ENTROPY]
+        variance = float(change @ before_covariance @ change + noise[_ENTROPY, _ENTROPY])
+        self._move = float(change @ before_mean), variance, column
         self._forget_the_infinite(self._first or 0.0, 0.1 * (self._first or 0.0))
+
+    def moved(self, change: float, stderr: float) -> None:
+        """Take the measured change of the entropy over the steps of the last `commit`.
+
+        Args:
+            change: nats per token.
+            stderr: its standard error; not finite if unknown, then nothing is learnt.
+        """
+        if self._move is None or not (math.isfinite(change) and math.isfinite(stderr)):
+            return
+        predicted, variance, column = self._move
+        self._move = None
+        noise = max(math.hypot(stderr, _CHANGE_ERROR * change), 1e-6 * (self._first or 0.0))
+        variance = max(variance, 0.0) + noise**2
+        if not variance > 0:
+            return
+        largest = _LARGEST_SURPRISE * math.sqrt(variance)
+        surprise = max(-largest, min(largest, change - predicted))
+        self._mean = self._mean + column * (surprise / variance)
+        self._covariance = self._covariance - torch.outer(column, column) / variance
+        self._bound(self.entropy, 0.1 * (self._first or 0.0))
+
+    def _bound(self, entropy: float, noise: float) -> None:
+        """Keep entropy at 0 or above and gains near the first; forget what is not finite."""
+        self._mean[_ENTROPY] = self._mean[_ENTROPY].clamp(min=0.0)
+        if self._first_gain is not None:
+            low, high = self._first_gain / self.gain_bound, self._first_gain * self.gain_bound
+            self._mean[_GAINS] = self._mean[_GAINS].clamp(low, high)
+        self._forget_the_infinite(entropy, noise)
 
     def _forget_the_infinite(self, entropy: float, noise: float) -> None:
         """Start afresh, at this entropy, where numbers left the range of float64."""
@@ -219,7 +267,7 @@ class EntropyObserver:
             return
         self._mean = torch.zeros_like(self._mean)
         self._covariance = torch.zeros_like(self._covariance)
-        self._first_gain = None
+        self._first_gain, self._move = None, None
         self._mean[_ENTROPY] = entropy
         self._covariance[_ENTROPY, _ENTROPY] = noise**2
 
@@ -230,12 +278,17 @@ class EntropyObserver:
             "first_gain": self._first_gain,
             "mean": self._mean.tolist(),
             "covariance": self._covariance.tolist(),
+            "move": None if self._move is None else [*self._move[:2], self._move[2].tolist()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        mean, covariance = _matrix(state["mean"], (5,)), _matrix(state["covariance"], (5, 5))
-        self._first, self._first_gain = state["first"], state["first_gain"]
+        mean = _matrix(state["mean"], (_STATES,))
+        covariance = _matrix(state["covariance"], (_STATES, _STATES))
+        move = state["move"]
+        if move is not None:
+            move = float(move[0]), float(move[1]), _matrix(move[2], (_STATES,))
+        self._first, self._first_gain, self._move = state["first"], state["first_gain"], move
         self._mean, self._covariance = mean, covariance
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["StepResponse", "step_response"]
+__all__ = ["StepResponse", "optimiser_momentum", "step_response"]
 
 Gradient = Mapping[Tensor, Tensor]
 
@@ -98,6 +98,19 @@ def step_response(
     )
 
 
+def optimiser_momentum(optimizer: Any) -> float | None:
+    """Factor by which what is under way shrinks from step to step; the largest of all groups.
+
+    Adam's beta1, SGD's momentum; None if the optimiser is none of those known here.
+    """
+    optimizer = _innermost(optimizer)
+    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        return max(float(group["betas"][0]) for group in optimizer.param_groups)
+    if isinstance(optimizer, torch.optim.SGD):
+        return max(float(group["momentum"]) for group in optimizer.param_groups)
+    return None
+
+
 @dataclass(frozen=True)
 class _Part:
     """`StepResponse` of one parameter."""
@@ -110,7 +123,7 @@ class _Part:
     momentum: float
 
 
-def _rule_of(optimizer: Any) -> Any:
+def _innermost(optimizer: Any) -> Any:
     # accelerate and others wrap the optimiser; the state is the inner one's
     while not isinstance(optimizer, torch.optim.Optimizer) or type(optimizer).__module__.startswith(
         "accelerate"
@@ -119,6 +132,11 @@ def _rule_of(optimizer: Any) -> Any:
         if inner is None:
             break
         optimizer = inner
+    return optimizer
+
+
+def _rule_of(optimizer: Any) -> Any:
+    optimizer = _innermost(optimizer)
     if isinstance(optimizer, torch.optim.AdamW):
         return _adamw
     if isinstance(optimizer, torch.optim.Adam):

@@ -128,6 +128,102 @@ def test_state_round_trip_continues_bit_for_bit():
 def test_a_state_of_another_shape_is_refused():
     observer = EntropyObserver()
     state = observer.state_dict() | {"mean": [0.0]}
-    with pytest.raises(ValueError, match=r"expected numbers of shape \(5,\), got \(1,\)"):
+    with pytest.raises(ValueError, match=r"expected numbers of shape \(6,\), got \(1,\)"):
         observer.load_state_dict(state)
-    assert torch.equal(observer._mean, torch.zeros(5, dtype=torch.float64))
+    assert torch.equal(observer._mean, torch.zeros(6, dtype=torch.float64))
+
+
+# ---------------------------------------------------------------- measured changes
+
+
+def test_a_measured_change_is_a_measurement_of_the_joint_gaussian():
+    """Against the textbook filter on the state with the entropy before the commit appended."""
+    observer = EntropyObserver()
+    observer.observe(0.5, 0.02, 1.0)
+    observer.commit((0.3, -0.1), 0.2, 1, 0.9)
+    observer.observe(0.48, 0.02, 1.0)
+    mean, covariance = observer._mean.clone(), observer._covariance.clone()
+    observer.commit((0.2, -0.3), 0.25, 1, 0.9)
+    after_mean, after_covariance = observer._mean.clone(), observer._covariance.clone()
+    # cov(x', H) = F cov(x, H), with F read off numerically from the mean's map
+    move = torch.stack([moved_mean(observer, column) for column in torch.eye(6).double()], 1)
+    assert torch.allclose(move @ mean, after_mean)
+    joint = torch.zeros(7, 7, dtype=torch.float64)
+    joint[:6, :6], joint[6, 6] = after_covariance, covariance[0, 0]
+    joint[:6, 6] = joint[6, :6] = move @ covariance[:, 0]
+    # entropy after less entropy before, plus the bias of such measurements
+    reading = torch.tensor([1.0, 0, 0, 0, 0, 1, -1], dtype=torch.float64)
+    # the bias walks on after the measurement
+    walk = (observer.bias_walk * observer.first) ** 2
+    joint[5, 5] -= walk
+    stderr, change = 0.002, -0.004
+    noise = math.hypot(stderr, 0.1 * change)
+    gain = joint @ reading / (reading @ joint @ reading + noise**2)
+    surprise = change - float(after_mean[0] - mean[0])
+    expected = after_mean + gain[:6] * surprise
+    remaining = joint - torch.outer(gain, reading @ joint)
+    remaining[5, 5] += walk
+    observer.moved(change, stderr)
+    torch.testing.assert_close(observer._mean, expected)
+    torch.testing.assert_close(observer._covariance, remaining[:6, :6])
+
+
+def test_a_constant_bias_of_measured_changes_is_found_out():
+    truth, observer = 0.5, EntropyObserver()
+    generator = torch.Generator().manual_seed(0)
+    errors = []
+    for step in range(600):
+        noise = float(torch.randn((), generator=generator))
+        observer.observe(truth + 0.02 * noise, 0.02, 1.0)
+        errors.append(observer.entropy - truth)
+        observer.commit((0.5, -0.5), 0.1, 1, 0.0)
+        change = 0.004 * math.sin(step / 5)
+        truth += change
+        observer.moved(change - 0.001, 0.001)
+    assert abs(np.mean(errors[300:])) < 0.003
+    assert np.mean(errors[:30]) < -0.003, "at first it has to be believed"
+
+
+def moved_mean(observer, column):
+    probe = EntropyObserver()
+    probe.load_state_dict(observer.state_dict() | {"mean": column.tolist()})
+    probe.commit((0.2, -0.3), 0.25, 1, 0.9)
+    return probe._mean
+
+
+def test_measured_changes_carry_the_estimate_where_measurements_are_blunt():
+    truth, sharp, blunt = 0.5, EntropyObserver(), EntropyObserver()
+    generator = torch.Generator().manual_seed(0)
+    errors = {True: [], False: []}
+    for step in range(120):
+        noise = float(torch.randn((), generator=generator))
+        for observer in (sharp, blunt):
+            observer.observe(truth + 0.02 * noise, 0.02, 1.0)
+            if step > 40:
+                errors[observer is sharp].append(abs(observer.entropy - truth))
+            observer.commit((0.5, -0.5), 0.1, 1, 0.0)
+        change = 0.004 * math.sin(step / 5)
+        truth += change
+        sharp.moved(change, 0.001)
+    assert sum(errors[True]) < 0.7 * sum(errors[False])
+
+
+@pytest.mark.parametrize(("change", "stderr"), [(math.nan, 0.1), (0.1, math.inf), (0.1, math.nan)])
+def test_a_change_of_unknown_error_teaches_nothing(change, stderr):
+    observer = EntropyObserver()
+    observer.moved(0.1, 0.01)
+    observer.observe(0.5, 0.02, 1.0)
+    observer.commit((0.3, -0.1), 0.2, 1, 0.9)
+    before = observer.state_dict()
+    observer.moved(change, stderr)
+    assert observer.state_dict() == before
+
+
+def test_a_change_counts_once():
+    observer = EntropyObserver()
+    observer.observe(0.5, 0.02, 1.0)
+    observer.commit((0.3, -0.1), 0.2, 1, 0.9)
+    observer.moved(-0.01, 0.001)
+    once = observer.state_dict()
+    observer.moved(-0.01, 0.001)
+    assert observer.state_dict() == once

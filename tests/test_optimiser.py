@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrocraft.optimiser import step_response
+from entrocraft.optimiser import optimiser_momentum, step_response
 
 SHAPES = ((3, 4), (5,), ())
 
@@ -248,3 +248,27 @@ def test_zeros_leave_the_share_what_it_is(zero):
     assert response.share == pytest.approx(0.1)
     assert response.momentum_share == pytest.approx(0.1)
     assert (response.underway == 0) == (zero == "slope")
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "second_group", "expected"),
+    [
+        (torch.optim.SGD, {}, None, 0.0),
+        (torch.optim.SGD, {"momentum": 0.8}, None, 0.8),
+        (torch.optim.SGD, {"momentum": 0.8}, {"momentum": 0.95}, 0.95),
+        (torch.optim.SGD, {"momentum": 0.8}, {"momentum": 0.3}, 0.8),
+        (torch.optim.Adam, {"betas": (0.7, 0.99)}, None, 0.7),
+        (torch.optim.AdamW, {}, {"betas": (0.5, 0.99)}, 0.9),
+        (torch.optim.RMSprop, {"momentum": 0.9}, None, None),
+    ],
+)
+def test_momentum_of_an_optimiser(cls, options, second_group, expected):
+    optimizer, slope, _ = make(cls, lr=0.1, second_group=second_group, **options)
+    assert optimiser_momentum(optimizer) == expected
+    assert optimiser_momentum(Accelerator(cpu=True).prepare(optimizer)) == expected
+    if expected is not None:
+        assert step_response(optimizer, slope).momentum == expected
+
+
+def test_no_optimiser_has_no_momentum():
+    assert optimiser_momentum(None) is None

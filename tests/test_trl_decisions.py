@@ -46,8 +46,8 @@ def test_the_loss_sees_the_decisions_advantages(kind):
     trainer.train()
     # 16 rollouts serve 8 micro-batches of 4, of which 2 make an optimiser step
     assert [clock for _, clock in control.asked] == [
-        {"step": 0, "optimiser_steps": 4},
-        {"step": 4, "optimiser_steps": 4},
+        {"step": 0, "optimiser_steps": 4, "drift": None, "momentum": 0.9},
+        {"step": 4, "optimiser_steps": 4, "drift": None, "momentum": 0.9},
     ]
     assert len(trainer.micro_batches) == 16
     for index, (batch, decision) in enumerate(zip(trainer.batches, control.answered, strict=True)):

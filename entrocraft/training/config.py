@@ -51,6 +51,7 @@ class ControlConfig:
         effective_batch: rollouts with a vote to keep at most; null keeps all that are left.
         renormalise: none, rollouts or tokens; scales what is kept up to the whole batch's size.
         refresh: decisions that share one entropy gradient, for the effect gradient.
+        remeasure: score each batch once more after its update; null does so with feedback plan.
     """
 
     rule: str | None = "tilt"
@@ -64,6 +65,7 @@ class ControlConfig:
     effective_batch: int | None = None
     renormalise: Literal["none", "rollouts", "tokens"] = "none"
     refresh: int = 1
+    remeasure: bool | None = None
 
     def build(self, seed: int) -> EntropyController:
         """Make the controller; with rule null it observes and rejects nothing."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import broadcast, gather
@@ -15,10 +16,14 @@ from entrocraft.controller import (
     EntropyControlWarning,
     EntropyMethod,
 )
+from entrocraft.optimiser import StepResponse, optimiser_momentum
 from entrocraft.rollouts import RolloutBatch, RolloutSums
 from entrocraft.trl.checkpoint import EntropyControlState
-from entrocraft.trl.signals import SignalRecorder
+from entrocraft.trl.gradient import GradientReader
+from entrocraft.trl.odometer import Odometer
+from entrocraft.trl.signals import SignalRecorder, Signals
 
+_T = TypeVar("_T")
 _Trainer: Any = object  # for the type checker: the mixin's next class is one of TRL's trainers
 
 __all__ = ["EntropyControlMixin"]
@@ -37,7 +42,8 @@ class EntropyControlMixin(_Trainer):
     Args:
         entropy_control: a schedule (text or callable), an `EntropyController`, any other entropy
             method, or None: then the trainer is TRL's, bit for bit. Methods remember; give each
-            trainer one of its own.
+            trainer one of its own. One with the effect level "gradient" may have an attribute
+            `refresh`: the number of decisions that share one direction in parameter space (1).
 
     Attributes:
         entropy_control: the method, or None.
@@ -61,8 +67,17 @@ class EntropyControlMixin(_Trainer):
             steps=self.args.max_steps if self.args.max_steps > 0 else None,
         )
         self.entropy_control = entropy_control
-        self._signals = SignalRecorder(self.temperature, entropy_control.effect)
+        effect = entropy_control.effect
+        self._gradient: GradientReader | None = None
+        if effect == "gradient":
+            self._gradient = GradientReader(self, getattr(entropy_control, "refresh", 1))
+            effect = None  # the recorder has no sensitivities to tap then
+        self._signals = SignalRecorder(self.temperature, effect)
         self._rollout_rewards: Tensor | None = None
+        self._odometer: Odometer | None = None
+        if getattr(entropy_control, "remeasure", False):
+            self._odometer = Odometer(self, self._signals)
+            self.add_callback(self._odometer)
         self.add_callback(EntropyControlState.of(entropy_control))
         if getattr(self.args, "entropy_coef", 0.0) or getattr(
             self.args, "use_adaptive_entropy", False
@@ -117,17 +132,21 @@ class EntropyControlMixin(_Trainer):
         if output.get("tool_mask") is not None:
             mask = mask & output["tool_mask"].bool()
         signals = self._signals.heard(output) or self._signals.ask(self, output)
+        sensitivity, response = signals.sensitivity, None
+        if self._gradient is not None:
+            sensitivity, response = self._differentiate(self._gradient, output, mask, signals)
         args = self.args
         micro_batches = args.steps_per_generation * self.num_iterations
+        optimiser_steps = micro_batches / args.gradient_accumulation_steps
         local = RolloutBatch(
             step=self.state.global_step,
             advantages=advantages,
             mask=mask,
             logprobs=signals.logprobs,
             entropies=signals.entropies,
-            sensitivity=signals.sensitivity,
+            sensitivity=sensitivity,
         )
-        sums = self._gather(self._checked(local))
+        sums = self._gather(self._together(local.sums))
         if sums.total_tokens == 0:
             # every completion was cut short and masked: nothing to measure, nothing to train on
             self._log_kept([True] * len(sums))
@@ -136,7 +155,9 @@ class EntropyControlMixin(_Trainer):
         decision = self.entropy_control.decide(
             sums,
             step=self.state.global_step,
-            optimiser_steps=micro_batches / args.gradient_accumulation_steps,
+            optimiser_steps=optimiser_steps,
+            drift=None if response is None else response.underway,
+            momentum=optimiser_momentum(self.optimizer) if response is None else response.momentum,
         )
         ready = decision.advantages.to(advantages.device, advantages.dtype)
         if self.accelerator.num_processes > 1:
@@ -144,15 +165,25 @@ class EntropyControlMixin(_Trainer):
         start = self.accelerator.process_index * len(advantages)
         output["advantages"] = ready[start : start + len(advantages)]
         self.last_decision = decision
+        if self._odometer is not None:
+            self._odometer.depart(output, mask, signals, optimiser_steps)
         for name, value in decision.metrics.items():
             self._metrics["train"][name].append(value)
         self._log_kept([bool(weight) for weight in decision.weights])
 
-    def _checked(self, local: RolloutBatch) -> RolloutSums:
-        """Add the local tokens up; a batch that makes no sense on one rank stops all of them."""
+    def _differentiate(
+        self, reader: GradientReader, output: dict[str, Any], mask: Tensor, signals: Signals
+    ) -> tuple[Tensor, StepResponse]:
+        """Token sensitivities through shared parameters, and what the optimiser makes of them."""
+        self._together(lambda: reader.check(self, output))
+        passes = self._together(lambda: reader.passes(self, output, mask, signals))
+        return reader.read(self, passes)
+
+    def _together(self, compute: Callable[[], _T]) -> _T:
+        """Return `compute()`; a batch that makes no sense on one rank stops all of them."""
         error: ValueError | None = None
         try:
-            sums = local.sums()
+            result = compute()
         except ValueError as found:
             error = found
         if self.accelerator.num_processes > 1:
@@ -162,7 +193,7 @@ class EntropyControlMixin(_Trainer):
                 raise ValueError(f"the rollouts of rank {ranks[0]} make no sense, see its error")
         if error is not None:
             raise error
-        return sums
+        return result
 
     def _gather(self, local: RolloutSums) -> RolloutSums:
         """All ranks' sums, in TRL's global order: rank by rank, groups contiguous."""

@@ -115,9 +115,13 @@ class SignalRecorder:
             same = False
         return self._first if same else None
 
-    def ask(self, trainer: Any, output: dict[str, Any]) -> Signals:
-        """Make one pass without gradients over the batch that TRL just scored."""
-        training = trainer.model.training
+    def ask(self, trainer: Any, output: dict[str, Any], sensitivity: bool = True) -> Signals:
+        """Make one pass without gradients over a batch that TRL scored.
+
+        `sensitivity` False leaves the level's sensitivities out.
+        """
+        training, level = trainer.model.training, self.level
+        self.level = level if sensitivity else None
         trainer.model.eval()  # dropout would draw from the generator that the plain trainer uses
         try:
             with torch.no_grad(), self.listening():
@@ -131,6 +135,7 @@ class SignalRecorder:
                 )
         finally:
             trainer.model.train(training)
+            self.level = level
         assert self._first is not None
         return self._first
 

@@ -1,0 +1,107 @@
+"""The odometer on real TRL trainings: what it reports is what a model from outside would say."""
+
+import math
+
+import pytest
+import torch
+from trl_runs import REUSED, WITNESSES, Recording, make_trainer, rows, tiny_model
+
+from entrocraft import EntropyController
+
+CHANGE = "entropy/realised_change"
+
+
+def score(batch, weights):
+    """Log-probabilities and entropies (B, T) by the transformers model itself."""
+    model = tiny_model(ends=True)
+    model.load_state_dict(weights)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    length = batch["completion_ids"].shape[1]
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids, attention_mask=mask).logits
+    log_p = (logits[:, -length - 1 : -1].float() / 0.9).log_softmax(-1).double()
+    chosen = log_p.gather(-1, batch["completion_ids"][..., None])[..., 0]
+    return chosen, -(log_p.exp() * log_p).sum(-1)
+
+
+def by_hand(batch, after):
+    """Change of the mean entropy: token by token, rollout by rollout."""
+    old, new = score(batch, batch["weights_before"]), score(batch, after)
+    total = [0.0] * 4
+    for row, mask in enumerate(batch["completion_mask"]):
+        weight = 1.0
+        for column in range(int(mask.sum())):
+            total[0] += 1
+            total[1] += float(old[1][row, column])
+            total[2] += weight
+            total[3] += weight * float(new[1][row, column])
+            weight *= math.exp(float(new[0][row, column] - old[0][row, column]))
+    return total[3] / total[2] - total[1] / total[0]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+@pytest.mark.parametrize("reuse", [{}, REUSED], ids=["one step", "four steps"])
+def test_the_reported_change_is_the_change(kind, reuse):
+    steps = 4 if reuse else 1
+    trainer = make_trainer(
+        kind,
+        WITNESSES[kind],
+        model=tiny_model(ends=True),
+        entropy_control="constant(initial)",
+        max_steps=2 * steps + 1,
+        temperature=0.9,
+        learning_rate=2e-5,  # no ratio is cut
+        **reuse,
+    )
+    trainer.train()
+    logged = [row.get(CHANGE) for row in rows(trainer)]
+    first, second, third = trainer.batches
+    expected = [by_hand(first, second["weights_before"]), by_hand(second, third["weights_before"])]
+    assert abs(expected[0]) > 1e-4, "something has to move"
+    # told at the end of the batch's last step
+    assert [logged[steps - 1], logged[2 * steps - 1]] == pytest.approx(expected, rel=1e-3)
+    assert [index for index, change in enumerate(logged) if change is not None] == (
+        [steps - 1, 2 * steps - 1] if reuse else [0, 1, 2]
+    )
+    assert all(row[f"{CHANGE}_stderr"] > 0 for row in rows(trainer) if CHANGE in row)
+
+
+def test_the_method_knows_before_the_checkpoint_and_before_the_next_decision():
+    class Diary(Recording):
+        def realised(self, change, stderr):
+            self.asked.append("realised")
+            return super().realised(change, stderr)
+
+    control = Diary("constant(initial)")
+    make_trainer(entropy_control=control, max_steps=3).train()
+    kinds = ["realised" if entry == "realised" else "decided" for entry in control.asked]
+    assert kinds == ["decided", "realised"] * 3
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        EntropyController("constant(initial)", remeasure=False),
+        EntropyController("constant(initial)", rule="sign", band=1),
+        EntropyController("constant(initial)", feedback="pi"),
+        EntropyController(None, rule=None),
+    ],
+    ids=["switched off", "sign", "pi", "observes"],
+)
+def test_who_does_not_ask_pays_nothing(control):
+    trainer = make_trainer(entropy_control=control, max_steps=2)
+    trainer.train()
+    assert not any(CHANGE in row for row in rows(trainer))
+
+
+def test_several_batches_in_one_step_are_not_measured():
+    trainer = make_trainer(
+        entropy_control="constant(initial)",
+        max_steps=2,
+        steps_per_generation=1,
+        gradient_accumulation_steps=2,
+    )
+    trainer.train()
+    assert not any(CHANGE in row for row in rows(trainer))
+    assert trainer.last_decision is not None
