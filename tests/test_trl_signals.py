@@ -163,11 +163,15 @@ def passes_before_update(kind, cls, settings, **more):
         ("rloo", REUSED, 1),
     ],
 )
-def test_exactly_one_pass_before_the_update(kind, settings, plain):
-    assert passes_before_update(kind, PLAIN[kind], settings) == plain
-    controlled = WITNESSES[kind]
-    for control in (2.5, "linear(initial, 2.0, 4)"):
-        assert passes_before_update(kind, controlled, settings, entropy_control=control) == 1
+def test_exactly_one_pass_before_the_update_and_one_after(kind, settings, plain):
+    def passes(cls, **more):
+        return passes_before_update(kind, cls, settings, **more)
+
+    assert passes(PLAIN[kind]) == plain
+    for schedule in (2.5, "linear(initial, 2.0, 4)"):
+        control = EntropyController(schedule, remeasure=False)
+        assert passes(WITNESSES[kind], entropy_control=control) == 1
+        assert passes(WITNESSES[kind], entropy_control=schedule) == 2
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES, ids=NAMES)

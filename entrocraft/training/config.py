@@ -102,6 +102,8 @@ class TrainConfig:
         name: what the report calls the run; null takes the rule's name.
         seed: of model sampling, prompts and controller.
         algorithm: grpo or rloo.
+        raw_rewards: train on the rewards themselves instead of the estimator's advantages.
+        advantage_noise: standard deviation of noise that is added to the advantages, for studies.
         model: a directory or hub name of a causal language model; "tiny" is a small reasoner that
             is warm-started on the task once and cached.
         dtype: of the weights in training; float32 keeps small updates, mixed precision is TRL's.
@@ -130,6 +132,8 @@ class TrainConfig:
     name: str | None = None
     seed: int = 0
     algorithm: Literal["grpo", "rloo"] = "grpo"
+    raw_rewards: bool = False
+    advantage_noise: float = 0.0
     model: str = TINY
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     chat: bool | None = None
@@ -162,6 +166,10 @@ class TrainConfig:
         for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; use a number above 0")
+        if not 0 <= self.advantage_noise < float("inf"):
+            raise ValueError(
+                f"advantage_noise is {self.advantage_noise}; use a standard deviation of at least 0"
+            )
         self.control.build(self.seed)  # a bad schedule, rule or band fails before anything is built
 
     @property

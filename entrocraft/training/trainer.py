@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback
 
 from entrocraft.tasks import Problem, Task
 from entrocraft.tasks.prompts import completion_text, trainer_prompt
+from entrocraft.training.advantages import with_changed_advantages
 from entrocraft.training.config import TrainConfig
 
 __all__ = ["build_trainer", "trainer_arguments"]
@@ -94,7 +95,11 @@ def build_trainer(
     """Make the trainer; its log is left to the caller's callbacks."""
     from entrocraft.trl import GRPOTrainer, RLOOTrainer
 
-    trainer_class = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}[config.algorithm]
+    trainer_class: type = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}[config.algorithm]
+    if config.raw_rewards or config.advantage_noise:
+        trainer_class = with_changed_advantages(
+            trainer_class, config.raw_rewards, config.advantage_noise, config.seed
+        )
     arguments = trainer_arguments(config, int(os.environ.get("WORLD_SIZE", "1")))
     prompts = [trainer_prompt(problem, chat) for problem in problems]
     keys = [problem.key for problem in problems]
