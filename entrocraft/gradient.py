@@ -120,7 +120,7 @@ class GradientEffect:
         response = step_response(self.optimizer, self._slope, self._gradient)
         sensitivity = [
             total * self._clip * batch.coefficients * push
-            for batch, push in zip(batches, self._push(batches, response.direction), strict=True)
+            for batch, push in zip(batches, self.push(batches, response.direction), strict=True)
         ]
         return GradientReading(sensitivity, response, self._clip)
 
@@ -150,10 +150,15 @@ class GradientEffect:
             leaf: self._clip * part for leaf, part in zip(leaves, gradient, strict=True)
         }
 
-    def _push(
+    def push(
         self, batches: Iterable[PolicyBatch], direction: dict[Tensor, Tensor]
     ) -> Iterator[Tensor]:
-        """<grad log pi, u> of every token, float32, zero outside the masks."""
+        """Yield <grad log pi, u> of every token, (b, T) float32 for each pass, 0 outside the mask.
+
+        Args:
+            batches: passes.
+            direction: parameter -> u, of the parameter's shape.
+        """
         # tangents near 1 keep 16-bit arithmetic away from its limits
         largest = max(float(part.abs().max()) for part in direction.values())
         scale = largest if 0 < largest < float("inf") else 1.0

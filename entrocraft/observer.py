@@ -79,7 +79,7 @@ class EntropyObserver:
         gain_walk: float = 0.02,
         gain_bound: float = 30.0,
         drift_walk: float = 0.003,
-        bias_spread: float = 0.001,
+        bias_spread: float = 0.002,
         bias_walk: float = 0.0001,
     ) -> None:
         self.gain = gain

@@ -48,7 +48,7 @@ class _Numbers(ProgressColumn):
         return Text(task.fields.get("numbers", ""))
 
 
-class _Display:
+class Display:
     """Bars on a terminal; elsewhere a line now and then, see `_every_tenth`."""
 
     def __init__(self, console: Console, steps: int) -> None:
@@ -85,7 +85,7 @@ class _Display:
             self.console.print(text, soft_wrap=True, highlight=False)
 
 
-class RunProgress(_Display):
+class RunProgress(Display):
     """Progress of one run."""
 
     def __init__(self, title: str, steps: int, console: Console | None = None) -> None:
@@ -104,7 +104,7 @@ class RunProgress(_Display):
         self._every_tenth(done, f"{self.title} step {done}/{self.steps}  {numbers}")
 
 
-class CellsProgress(_Display):
+class CellsProgress(Display):
     """Progress of several runs at once, and of all of them together."""
 
     def __init__(self, cells: list[tuple[str, int]], console: Console) -> None:

@@ -1,0 +1,451 @@
+"""The study behind `entrocraft dynamics`: theorem, statistics, held updates, the command."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from entrocraft.cli import main
+from entrocraft.dynamics.anchor import step_direction
+from entrocraft.dynamics.authority import RULES, count_updates
+from entrocraft.dynamics.bench import Bench
+from entrocraft.dynamics.config import DynamicsConfig
+from entrocraft.dynamics.patterns import KINDS, draw_keep, try_patterns
+from entrocraft.dynamics.statistics import bootstrap, explained, fit_line, sign_agreement
+from entrocraft.dynamics.summary import predictions_of, summarise
+from entrocraft.dynamics.theorem import check_theorem, output_space_baseline
+from entrocraft.effects import token_statistics
+from entrocraft.models import ReasonerConfig, build_reasoner, build_tokenizer
+
+
+def entropy(logits):
+    log_p = logits.log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def some_logits(sharpness, count=40, words=9):
+    generator = torch.Generator().manual_seed(int(10 * sharpness))
+    logits = sharpness * torch.randn(count, words, generator=generator, dtype=torch.float64)
+    return logits, torch.randint(0, words, (count,), generator=generator)
+
+
+# ------------------------------------------------------------------- theorem
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 4.0])
+def test_the_baseline_is_the_papers_sum_over_a_real_softmax_step(sharpness):
+    logits, tokens = some_logits(sharpness)
+    logprob, baseline = output_space_baseline(logits, tokens)
+    p = logits.softmax(-1)
+    for row, k in enumerate(tokens.tolist()):
+        dz = torch.nn.functional.one_hot(tokens[row], 9) - p[row]
+        dp = (torch.diag(p[row]) - torch.outer(p[row], p[row])) @ dz
+        osb = -sum(dp[i] / dp[k] * p[row, i].log() for i in range(9) if i != k)
+        torch.testing.assert_close(baseline[row], osb, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(logprob[row], p[row, k].log())
+
+
+@pytest.mark.parametrize("advantage", [1.5, -0.7])
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 4.0])
+def test_the_condition_says_which_way_entropy_really_goes(sharpness, advantage):
+    logits, tokens = some_logits(sharpness, count=200)
+    logprob, baseline = output_space_baseline(logits, tokens)
+    step = 1e-6 * advantage * (torch.nn.functional.one_hot(tokens, 9) - logits.softmax(-1))
+    change = (entropy(logits + step) - entropy(logits - step)) / 2
+    met = logprob > baseline
+    clear = change.abs() > 1e-13  # the rest is below what float64 resolves
+    assert int(clear.sum()) > 150
+    assert torch.equal(met[clear], (advantage * change <= 0)[clear])
+    assert met.any()
+    assert not met.all()
+
+
+def test_baseline_and_logit_sensitivity_are_the_same_statement():
+    logits, tokens = some_logits(2.0)
+    logprob, baseline = output_space_baseline(logits, tokens, temperature=0.7)
+    opposed = -token_statistics(logits, tokens, temperature=0.7).sensitivity
+    p = (logits / 0.7).softmax(-1)
+    p_k, square = logprob.exp(), p.square().sum(-1)
+    expected = p_k * (1 - 2 * p_k + square) * (logprob - baseline)
+    torch.testing.assert_close(opposed.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_nearly_certain_token_has_a_finite_baseline_and_a_certain_one_meets_the_condition():
+    logits = torch.tensor([[40.0, 0.0, 0.0], [2000.0, 0.0, 0.0]])
+    logprob, baseline = output_space_baseline(logits, torch.tensor([0, 0]))
+    # two equal others: dp_i / dp_k = -1/2, so OSB = log p_i
+    assert float(baseline[0]) == pytest.approx(-40.0, rel=1e-6)
+    assert baseline[1] == -torch.inf
+    assert bool((logprob > baseline).all())
+
+
+def test_the_head_in_chunks_gives_the_same_baseline(monkeypatch):
+    from entrocraft.dynamics import theorem
+
+    hidden = torch.randn(23, 4, generator=torch.Generator().manual_seed(0))
+    head = torch.nn.Linear(4, 9)
+    tokens = torch.arange(23) % 9
+    whole = output_space_baseline(head(hidden), tokens)
+    monkeypatch.setattr(theorem, "_CHUNK_ELEMENTS", 50)
+    parts = output_space_baseline(hidden, tokens, project=head)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_counts_by_sign_of_the_advantage():
+    logprob = torch.tensor([[-1.0, -1.0], [-1.0, -1.0], [-1.0, 0.0], [-1.0, -1.0]])
+    baseline = torch.tensor([[-2.0, -0.5], [-2.0, -9.0], [0.5, 0.0], [-9.0, -9.0]])
+    opposed = torch.tensor([[0.1, -0.2], [0.1, 0.3], [-0.1, 5.0], [1.0, 1.0]])
+    mask = torch.tensor([[True, True], [True, True], [True, False], [True, True]])
+    found = check_theorem(
+        logprob, baseline, opposed, mask, advantages=torch.tensor([1.0, 2.0, -1.0, 0.0])
+    )
+    up, down = found["positive"], found["negative"]
+    assert (up["tokens"], up["tokens_met"], up["sequences"]) == (4, 3, 2)
+    # the first sequence meets Theorem 2 by its sums, although its entropy change goes the other way
+    assert (up["sequences_met"], up["sequences_opposed"], up["sequences_all_met"]) == (2, 1, 1)
+    assert up["sequences_met_opposed"] == 1
+    assert (down["tokens"], down["tokens_met"], down["sequences_met"]) == (1, 0, 0)
+
+
+# ------------------------------------------------------------------ the anchor
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ps: torch.optim.AdamW(ps, lr=0.01, weight_decay=0.1),
+        lambda ps: torch.optim.Adam(ps, lr=0.01, betas=(0.8, 0.9)),
+        lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, nesterov=True),
+    ],
+)
+def test_the_step_direction_is_the_derivative_of_the_real_next_step(make):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw():
+        return torch.randn(7, generator=generator, dtype=torch.float64)
+
+    parameter = draw().requires_grad_()
+    optimizer = make([parameter])
+    for _ in range(3):
+        parameter.grad = 0.2 * draw()
+        optimizer.step()
+    state, start = copy.deepcopy(optimizer.state_dict()), parameter.detach().clone()
+    slope, gradient, change = draw(), 3.0 * draw(), draw()  # larger than what came before
+
+    def moved(grad):
+        with torch.no_grad():
+            parameter.copy_(start)
+        optimizer.load_state_dict(copy.deepcopy(state))
+        parameter.grad = grad.clone()
+        optimizer.step()
+        return float(slope @ (parameter.detach() - start))
+
+    small = 1e-5
+    real = (moved(gradient + small * change) - moved(gradient - small * change)) / (2 * small)
+    with torch.no_grad():
+        parameter.copy_(start)
+    optimizer.load_state_dict(copy.deepcopy(state))
+    direction = step_direction(optimizer, {parameter: slope}, {parameter: gradient})
+    assert -float(direction[parameter].double() @ change) == pytest.approx(real, rel=1e-4)
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_explained_share_and_sign_agreement():
+    y = np.array([1.0, -1.0, 2.0, -2.0])
+    assert explained(y, y) == 1
+    assert explained(np.zeros(4), y) == 0
+    assert sign_agreement(np.array([0.1, -0.1, -0.1, 0.1]), y) == 0.5
+    assert np.isnan(explained(y, np.ones(4)))
+    # knowing each group's mean explains much of the whole and nothing inside the groups
+    groups = np.array([0, 1, 0, 1])
+    means = np.array([1.5, -1.5, 1.5, -1.5])
+    assert explained(means, y) == pytest.approx(0.9)
+    assert explained(means, y, groups) == 0
+
+
+def test_the_line_of_the_others_is_what_refitting_gives():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=12)
+    y = 0.3 + 2 * x + generator.normal(size=12)
+    fitted, left_out = fit_line(x, y)
+    slope, offset = np.polyfit(x, y, 1)
+    np.testing.assert_allclose(fitted, offset + slope * x)
+    for i in range(12):
+        slope, offset = np.polyfit(np.delete(x, i), np.delete(y, i), 1)
+        assert left_out[i] == pytest.approx(offset + slope * x[i])
+    np.testing.assert_allclose(fit_line(np.ones(12), y)[0], y.mean())
+
+
+def test_the_interval_covers_the_value_and_is_reproducible():
+    generator = np.random.default_rng(1)
+    y = generator.normal(size=60)
+    predicted = y + 0.3 * generator.normal(size=60)
+    low, high = bootstrap(explained, predicted, y)
+    assert low < explained(predicted, y) < high
+    assert (low, high) == bootstrap(explained, predicted, y)
+
+
+def test_the_gain_is_fitted_to_the_cheap_levels_only():
+    generator = np.random.default_rng(2)
+    rows = [
+        {"stage": stage, "sampled": x, "gradient": x, "realised": gain * x + 0.1 * stage}
+        for stage, gain in ((10, 2.0), (50, -3.0))
+        for x in generator.normal(size=8)
+    ]
+    assert list(predictions_of(rows, "gradient")) == ["unfitted"]
+    ways = predictions_of(rows, "sampled")
+    realised = np.array([row["realised"] for row in rows])
+    np.testing.assert_allclose(ways["fitted"], realised)
+    np.testing.assert_allclose(ways["left out"], realised)
+
+
+def test_every_second_pattern_is_random_and_the_others_keep_one_sign():
+    generator = torch.Generator().manual_seed(0)
+    effects = {
+        level: torch.randn(500, generator=generator, dtype=torch.float64)
+        for level in ("gradient", "logit")
+    }
+    assert set(KINDS[::2]) == {"random"}
+    for kind in KINDS:
+        keep = draw_keep(kind, effects, generator)
+        level, _, direction = kind.partition(" ")
+        if direction:
+            wanted = (1 if direction == "up" else -1) * effects[level] > 0
+            assert bool(keep[wanted].all())
+
+
+# -------------------------------------------------------------- the real thing
+
+SHAPE = ReasonerConfig(hidden_size=16, layers=1, heads=2, intermediate_size=16, max_positions=128)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    root = tmp_path_factory.mktemp("home")
+    tokenizer = build_tokenizer(SHAPE.max_positions)
+    tokenizer.save_pretrained(root / "plain")
+    build_reasoner(SHAPE, tokenizer).save_pretrained(root / "plain")
+    return root
+
+
+def keys(home, output, **changes):
+    base = {
+        "output": str(output),
+        "cache_dir": str(home / "cache"),
+        "stages": [6, 8],
+        "batches": 1,
+        "patterns": 4,
+        "authority_batches": 1,
+        "inner_updates": [1, 2],
+        "clips": [0.2],
+        "probe_prompts": 8,
+        "prompts": 4,
+        "generations": 4,
+        "max_completion_length": 6,
+        "learning_rate": 1e-3,
+        "task": {"name": "chain_sum", "train_size": 20},
+    }
+    return base | changes
+
+
+@pytest.fixture
+def paid(monkeypatch):
+    """Reward that differs inside nearly every group, whatever an untrained model writes."""
+    from entrocraft.training import trainer
+
+    def reward(task, problems):
+        return lambda completions, **columns: [float(sum(map(ord, c)) % 2) for c in completions]
+
+    monkeypatch.setattr(trainer, "_reward", reward)
+
+
+def command(home, tmp_path, values, *flags):
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return main(["dynamics", str(home / "plain"), str(file), *flags])
+
+
+def test_the_command_writes_everything_and_goes_on_where_it_was_stopped(
+    home, tmp_path, paid, monkeypatch, capsys
+):
+    from entrocraft.dynamics import study
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert command(home, tmp_path, keys(home, whole)) == 0
+    shown = capsys.readouterr().out
+    assert "dynamics.png" in shown
+    for name in ("config.yaml", "dynamics.json", "dynamics.png"):
+        assert (whole / name).exists(), name
+    results = json.loads((whole / "dynamics.json").read_text())
+    assert results["config"]["model"] == str(home / "plain")
+    assert len(results["patterns"]) == 8
+    assert len(results["authority"]) == 2 * len(RULES) * 2
+    assert {row["stage"] for row in results["summary"]["patterns"]} == {6, 8, "all"}
+    for row in results["patterns"]:
+        assert row["realised"] != 0
+        assert row["gradient"] == pytest.approx(row["realised"], abs=0.01)
+
+    # stopped before the last authority part
+    tried = study.try_rules
+
+    def stop(bench, *rest):
+        if bench.trainer.state.global_step == 8:
+            raise KeyboardInterrupt
+        return tried(bench, *rest)
+
+    monkeypatch.setattr(study, "try_rules", stop)
+    assert command(home, tmp_path, keys(home, stopped)) == 130
+    assert not (stopped / "dynamics.json").exists()
+
+    seen = []
+
+    def count(name):
+        function = getattr(study, name)
+
+        def counted(bench, *rest):
+            seen.append((name, bench.trainer.state.global_step))
+            return function(bench, *rest)
+
+        monkeypatch.setattr(study, name, counted)
+
+    monkeypatch.setattr(study, "try_rules", tried)
+    for name in ("try_rules", "try_patterns"):
+        count(name)
+    assert command(home, tmp_path, keys(home, stopped)) == 0
+    assert seen == [("try_rules", 8)], "only what was missing"
+    again = json.loads((stopped / "dynamics.json").read_text())
+    for part in ("patterns", "theorem", "authority"):
+        assert again[part] == results[part], "the same numbers as without a stop"
+    assert command(home, tmp_path, keys(home, stopped)) == 0
+    assert seen == [("try_rules", 8)], "a finished study computes nothing"
+
+    assert command(home, tmp_path, keys(home, stopped), "--learning_rate", "0.01") == 1
+    assert "learning_rate=0.001" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": [2]}, "not linear"),
+        ({"stages": [10, 11], "batches": 2}, "further apart"),
+        ({"patterns": 1}, "patterns is 1"),
+        ({"authority_batches": 3}, "authority_batches is 3"),
+        ({"inner_updates": [4, 1]}, "rising order"),
+        ({"clips": [0.0]}, "above 0"),
+        ({"trainer": {"seed": 3}}, "own key"),
+    ],
+)
+def test_bad_input_is_named(home, tmp_path, changes, message, capsys):
+    assert command(home, tmp_path, keys(home, tmp_path / "out", **changes)) == 1
+    assert message in capsys.readouterr().err
+
+
+def held(home, tmp_path, check, **changes):
+    """Run `check(bench)` in the middle of a real training and return its trainer."""
+    from transformers import TrainerCallback
+
+    from entrocraft.models import load_model
+    from entrocraft.tasks import get_task
+    from entrocraft.training.trainer import build_trainer
+
+    values = keys(home, tmp_path, **changes)
+    values["task"] = DynamicsConfig().task
+    config = DynamicsConfig(**values, model=str(home / "plain")).training()
+    model, tokenizer = load_model(config.model)
+    task = get_task("chain_sum")
+    trainer = build_trainer(
+        config, model, tokenizer, task, task.problems("train", 20, 0), chat=False
+    )
+    trainer.entropy_control = None
+
+    class Hold(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 6 and check is not None:
+                check(Bench(trainer, seed=5))
+
+    trainer.add_callback(Hold())
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"micro_batch": 4}, {"algorithm": "rloo"}, {"trainer": {"loss_type": "grpo"}}]
+)
+def test_the_training_does_not_notice_that_it_was_looked_at(home, tmp_path, paid, changes):
+    def look(bench):
+        before = [p.clone() for p in bench.model.parameters()]
+        try_patterns(bench, 2, seed=0, offset=0, tick=lambda: None)
+        with bench.undone():
+            bench.update(torch.ones(16), old_logprobs=bench.old_logprobs(), clip=0.2)
+            assert any(
+                not torch.equal(a, b) for a, b in zip(before, bench.model.parameters(), strict=True)
+            )
+
+    looked = held(home, tmp_path / "a", look, **changes)
+    plain = held(home, tmp_path / "b", None, **changes)
+    for one, other in zip(looked.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("changes", [{}, {"micro_batch": 4}, {"algorithm": "rloo"}])
+def test_anchored_effects_are_the_derivative_of_real_updates(home, tmp_path, paid, changes):
+    found = []
+
+    def look(bench):
+        anchor, effects = bench.read_anchored()
+        shift = torch.randn(16, generator=torch.Generator().manual_seed(1))
+
+        def change(keep):
+            before = bench.entropy()
+            with bench.undone():
+                bench.update(keep)
+                return bench.entropy() - before
+
+        half = torch.full((16,), 0.5)
+        found.append((anchor, change(half)))
+        real = (change(half + 0.05 * shift) - change(half - 0.05 * shift)) / 0.1
+        found.append((float(effects @ shift.double()), real))
+
+    held(home, tmp_path, look, **changes)
+    (anchor, again), (predicted, real) = found
+    assert anchor == pytest.approx(again, abs=1e-9)
+    assert real != 0
+    assert predicted == pytest.approx(real, rel=0.03)
+
+
+def test_an_undone_update_is_the_trainers_own(home, tmp_path, paid):
+    """What the bench does to all rollouts is what TRL's loop does with the same batch."""
+    seen = {}
+
+    def look(bench):
+        trainer = bench.trainer
+        with bench.undone():
+            bench.update(torch.ones(16))
+            seen["mine"] = [p.detach().clone() for p in bench.model.parameters()]
+        batch = dict(bench._batch)
+        trainer._generate_and_score_completions = lambda inputs: dict(batch)
+
+    trainer = held(home, tmp_path / "a", look, stages=[6])
+    for mine, theirs in zip(seen["mine"], trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_work_is_counted():
+    assert count_updates([1, 4], [0.2, None]) == len(RULES) * 2 * 4
+
+
+def test_a_summary_of_one_stage_has_no_pool():
+    rows = [
+        {"stage": 6, "step": 6, "realised": 0.1 * i, "kind": "random", "kept": 0.5}
+        | dict.fromkeys(("sign", "sampled", "logit", "gradient", "anchored"), 0.1 * i)
+        for i in range(5)
+    ]
+    found = summarise({"patterns": rows, "theorem": [], "authority": []})
+    assert {row["stage"] for row in found["patterns"]} == {6}
+    assert all(row["r2"] == pytest.approx(1) for row in found["patterns"])
