@@ -53,7 +53,7 @@ class EntropyMethod(Protocol):
     """What an adapter hosts: anything that turns a rollout batch into advantages.
 
     A method may also have `refresh` (an int, for the level `gradient`), and `remeasure` (a bool)
-    with `realised(change, stderr)`; see `EntropyController`.
+    with `realised(change, stderr, biased)`; see `EntropyController`.
     """
 
     @property
@@ -229,7 +229,7 @@ class EntropyController:
             self._restore(before)
             raise
 
-    def realised(self, change: float, stderr: float) -> dict[str, float]:
+    def realised(self, change: float, stderr: float, biased: bool = True) -> dict[str, float]:
         """Take the measured change of the entropy by the last batch's update.
 
         Adapters call it after the batch's last optimiser step, where `remeasure` asks for it; see
@@ -238,11 +238,12 @@ class EntropyController:
         Args:
             change: nats per token.
             stderr: its standard error; not finite if unknown.
+            biased: whether it was measured on prompts that were trained on.
 
         Returns:
             What there is to log: `entropy/realised_change` and its standard error.
         """
-        self.observer.moved(change, stderr)
+        self.observer.moved(change, stderr, biased)
         realised = {
             "entropy/realised_change": float(change),
             "entropy/realised_change_stderr": float(stderr),

@@ -51,9 +51,9 @@ class EntropyObserver:
 
     b and the gains are random walks: a constant error of the model ends up in them and leaves no
     steady error. Each measurement counts by its own standard error: of the entropy of a batch
-    (`observe`), and, where there is one, of the change that an update made (`moved`). Such a change
-    is measured on tokens that were trained on, so it may be off by a bias, the same for a while at
-    every step; the entropies of fresh batches tell.
+    (`observe`), and, where there is one, of the change that an update made (`moved`). A change that
+    is measured on prompts that were trained on is off by a bias, the same for a while at every
+    step; the entropies of fresh batches tell.
 
     Args:
         gain: nats per unit of effect, where the effects' unit is known (level `gradient`: 1); None
@@ -95,8 +95,9 @@ class EntropyObserver:
         self._first_gain: float | None = None
         self._mean = torch.zeros(_STATES, dtype=torch.float64)
         self._covariance = torch.zeros(_STATES, _STATES, dtype=torch.float64)
-        # of the last commit: predicted change of H, its variance, its covariance with the state
-        self._move: tuple[float, float, Tensor] | None = None
+        # of the last commit, without and with the bias: predicted change of H, its variance, its
+        # covariance with the state
+        self._moves: list[tuple[float, float, Tensor]] = []
 
     def __repr__(self) -> str:
         return (
@@ -225,24 +226,27 @@ class EntropyObserver:
             noise[gain, gain] = steps * (self.gain_walk * (self._first_gain or 0.0)) ** 2
         covariance = move @ self._covariance @ move.T + noise
         self._covariance = 0.5 * (covariance + covariance.T)
-        change = move[_ENTROPY] - torch.eye(_STATES, dtype=torch.float64)[_ENTROPY]
-        change[_BIAS] = steps
-        column = move @ before_covariance @ change + noise[:, _ENTROPY]
-        variance = float(change @ before_covariance @ change + noise[_ENTROPY, _ENTROPY])
-        self._move = float(change @ before_mean), variance, column
+        self._moves = []
+        for bias in (0.0, steps):
+            change = move[_ENTROPY] - torch.eye(_STATES, dtype=torch.float64)[_ENTROPY]
+            change[_BIAS] = bias
+            column = move @ before_covariance @ change + noise[:, _ENTROPY]
+            variance = float(change @ before_covariance @ change + noise[_ENTROPY, _ENTROPY])
+            self._moves.append((float(change @ before_mean), variance, column))
         self._forget_the_infinite(self._first or 0.0, 0.1 * (self._first or 0.0))
 
-    def moved(self, change: float, stderr: float) -> None:
+    def moved(self, change: float, stderr: float, biased: bool = True) -> None:
         """Take the measured change of the entropy over the steps of the last `commit`.
 
         Args:
             change: nats per token.
             stderr: its standard error; not finite if unknown, then nothing is learnt.
+            biased: whether it was measured on prompts that were trained on.
         """
-        if self._move is None or not (math.isfinite(change) and math.isfinite(stderr)):
+        if not self._moves or not (math.isfinite(change) and math.isfinite(stderr)):
             return
-        predicted, variance, column = self._move
-        self._move = None
+        predicted, variance, column = self._moves[int(biased)]
+        self._moves = []
         noise = max(math.hypot(stderr, _CHANGE_ERROR * change), 1e-6 * (self._first or 0.0))
         variance = max(variance, 0.0) + noise**2
         if not variance > 0:
@@ -267,7 +271,7 @@ class EntropyObserver:
             return
         self._mean = torch.zeros_like(self._mean)
         self._covariance = torch.zeros_like(self._covariance)
-        self._first_gain, self._move = None, None
+        self._first_gain, self._moves = None, []
         self._mean[_ENTROPY] = entropy
         self._covariance[_ENTROPY, _ENTROPY] = noise**2
 
@@ -278,17 +282,18 @@ class EntropyObserver:
             "first_gain": self._first_gain,
             "mean": self._mean.tolist(),
             "covariance": self._covariance.tolist(),
-            "move": None if self._move is None else [*self._move[:2], self._move[2].tolist()],
+            "moves": [[*move[:2], move[2].tolist()] for move in self._moves],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         mean = _matrix(state["mean"], (_STATES,))
         covariance = _matrix(state["covariance"], (_STATES, _STATES))
-        move = state["move"]
-        if move is not None:
-            move = float(move[0]), float(move[1]), _matrix(move[2], (_STATES,))
-        self._first, self._first_gain, self._move = state["first"], state["first_gain"], move
+        moves = [(float(a), float(b), _matrix(c, (_STATES,))) for a, b, c in state["moves"]]
+        if len(moves) not in (0, 2):
+            raise ValueError(f"expected no or two predicted changes, got {len(moves)}")
+        self._first, self._first_gain = state["first"], state["first_gain"]
+        self._moves = moves
         self._mean, self._covariance = mean, covariance
 
 

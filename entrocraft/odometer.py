@@ -4,6 +4,9 @@ Two batches of different prompts differ by more than a step moves. One batch sco
 its update does not: prompts are the same and drop out. The tokens were drawn from the policy before
 the update, so position t counts with the ratio of the two policies' probabilities of the tokens
 before t, and the mean is the one over rollouts of the policy after the update.
+
+An update moves the prompts that it trains on more than others. So where enough prompts of the batch
+were left out (all their rollouts rejected, or alike in reward), these alone are asked.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["change_sums", "realised_change"]
+__all__ = ["change_sums", "realised_change", "untouched"]
 
 _LARGEST_LOG_RATIO = 2.0
+_FEWEST_PROMPTS = 6
 
 
 def change_sums(
@@ -81,3 +85,17 @@ def realised_change(sums: Tensor, group: Tensor | None = None) -> tuple[float, f
     if count < 2:
         return new - old, math.inf
     return new - old, math.sqrt(float(parts.square().sum()) * count / (count - 1))
+
+
+def untouched(advantages: Tensor, group: Tensor) -> Tensor | None:
+    """Rollouts of prompts that the update left out: (B,) bool; None if they are too few to ask.
+
+    Args:
+        advantages: (B,), as trained on; 0 on rejected rollouts.
+        group: (B,), an integer for each prompt.
+    """
+    _, index = torch.unique(group, return_inverse=True)
+    trained = torch.zeros(int(index.max()) + 1, dtype=torch.float64)
+    trained = trained.index_add_(0, index, advantages.detach().cpu().double().abs())
+    out = trained == 0
+    return out[index] if int(out.sum()) >= _FEWEST_PROMPTS else None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from entrocraft.odometer import change_sums, realised_change
+from entrocraft.odometer import change_sums, realised_change, untouched
 
 LENGTH, VOCABULARY = 3, 4
 
@@ -118,3 +118,16 @@ def test_runaway_ratios_are_cut():
     mask, old = torch.ones(2, 3), torch.full((2, 3), -50.0)
     sums = change_sums(mask, old, torch.zeros(2, 3), -old, -old)
     assert float(sums[:, 2].max()) == pytest.approx(1 + 2 * math.exp(2))
+
+
+def test_prompts_left_out_are_asked_if_there_are_enough():
+    group = torch.arange(40) // 4
+    advantages = torch.zeros(40)
+    advantages[[0, 5, 9, 14]] = torch.tensor([1.0, -1.0, 0.5, -0.2])  # prompts 0 to 3
+    assert torch.equal(untouched(advantages, group), group > 3)
+    advantages[16] = 1.0
+    assert untouched(advantages, group) is None
+    # numbers of prompts are names
+    names = torch.tensor([7, 3, 90, 11, 5, 40, 2, 1, 0, 66])[group]
+    advantages[16] = 0.0
+    assert torch.equal(untouched(advantages, names), group > 3)

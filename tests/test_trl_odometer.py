@@ -25,13 +25,13 @@ def score(batch, weights):
     return chosen, -(log_p.exp() * log_p).sum(-1)
 
 
-def by_hand(batch, after):
+def by_hand(batch, after, rollouts=range(16)):
     """Change of the mean entropy: token by token, rollout by rollout."""
     old, new = score(batch, batch["weights_before"]), score(batch, after)
     total = [0.0] * 4
-    for row, mask in enumerate(batch["completion_mask"]):
+    for row in rollouts:
         weight = 1.0
-        for column in range(int(mask.sum())):
+        for column in range(int(batch["completion_mask"][row].sum())):
             total[0] += 1
             total[1] += float(old[1][row, column])
             total[2] += weight
@@ -67,11 +67,46 @@ def test_the_reported_change_is_the_change(kind, reuse):
     assert all(row[f"{CHANGE}_stderr"] > 0 for row in rows(trainer) if CHANGE in row)
 
 
+def test_prompts_that_were_not_trained_on_are_asked_alone():
+    class Picky(Recording):
+        """Trains on the first two prompts of eight."""
+
+        def decide(self, batch, **clock):
+            decision = super().decide(batch, **clock)
+            decision.advantages[:8] = 1.0
+            decision.advantages[8:] = 0.0
+            return decision
+
+        def realised(self, change, stderr, biased):
+            self.answered.append((change, biased))
+            return super().realised(change, stderr, biased)
+
+    control = Picky("constant(initial)")
+    trainer = make_trainer(
+        "grpo",
+        WITNESSES["grpo"],
+        model=tiny_model(ends=True),
+        entropy_control=control,
+        max_steps=2,
+        temperature=0.9,
+        learning_rate=2e-5,
+        per_device_train_batch_size=32,
+    )
+    trainer.train()
+    first, second = trainer.batches
+    change, biased = control.answered[1]
+    assert not biased
+    expected = by_hand(first, second["weights_before"], range(8, 32))
+    assert change == pytest.approx(expected, rel=1e-3)
+    everything = by_hand(first, second["weights_before"], range(32))
+    assert abs(everything - expected) > 1e-2 * abs(expected)
+
+
 def test_the_method_knows_before_the_checkpoint_and_before_the_next_decision():
     class Diary(Recording):
-        def realised(self, change, stderr):
+        def realised(self, change, stderr, biased):
             self.asked.append("realised")
-            return super().realised(change, stderr)
+            return super().realised(change, stderr, biased)
 
     control = Diary("constant(initial)")
     make_trainer(entropy_control=control, max_steps=3).train()

@@ -10,7 +10,7 @@ from accelerate.utils import gather
 from torch import Tensor
 from transformers import TrainerCallback
 
-from entrocraft.odometer import change_sums, realised_change
+from entrocraft.odometer import change_sums, realised_change, untouched
 from entrocraft.trl.signals import SignalRecorder, Signals
 
 __all__ = ["Odometer"]
@@ -63,10 +63,18 @@ class Odometer(TrainerCallback):
             start.signals.entropies,
             after.entropies,
         )
+        trained = start.output["advantages"].detach().cpu().double()
+        sums = torch.cat([sums, trained[:, None]], dim=1)
         if trainer.accelerator.num_processes > 1:
             device = trainer.accelerator.device
             sums = gather((sums.float() if device.type == "mps" else sums).to(device)).cpu()
+        sums, trained = sums[:, :4], sums[:, 4]
         group = torch.arange(len(sums)) // trainer.num_generations
-        metrics = trainer.entropy_control.realised(*realised_change(sums, group))
+        rows = untouched(trained, group)
+        asked = torch.ones(len(sums), dtype=torch.bool) if rows is None else rows
+        if not float(sums[asked, 0].sum()) > 0:
+            return
+        change, stderr = realised_change(sums[asked], group[asked])
+        metrics = trainer.entropy_control.realised(change, stderr, biased=rows is None)
         for name, value in metrics.items():
             trainer._metrics["train"][name].append(value)
