@@ -36,8 +36,9 @@ class Plant:
 
     correlation: of predicted with true effects. speed: factor on everything that moves. unit: of
     the predictions. momentum: of the optimiser. noise: standard error of one measurement. leak: per
-    step, toward the resting point. updates: optimiser steps a batch. change_noise, change_bias: of
-    the change that is measured after an update.
+    step, toward the resting point. updates: optimiser steps a batch. trained_noise, trained_bias,
+    left_out_noise: of the changes that are measured after an update, on prompts that were trained
+    on and on those that were left out.
     """
 
     correlation: float = 0.4
@@ -47,8 +48,9 @@ class Plant:
     noise: float = 0.016
     leak: float = 0.05
     updates: int = 1
-    change_noise: float = 0.0017
-    change_bias: float = -0.0006
+    trained_noise: float = 0.002
+    trained_bias: float = -0.001
+    left_out_noise: float = 0.003
 
 
 PLANTS = {
@@ -127,9 +129,11 @@ def _run(plant: Plant, target: str, loop: str, seed: int, random: np.random.Gene
             resting += 0.02 * plant.speed * (entropy - resting)
         change = entropy - before
         if controller.remeasure:
-            seen = change + plant.change_bias * plant.updates
-            seen += plant.change_noise * float(random.standard_normal())
-            controller.realised(seen, plant.change_noise)
+            left_out = change + plant.left_out_noise * float(random.standard_normal())
+            controller.realised(left_out, plant.left_out_noise, biased=False)
+            trained = change + plant.trained_noise * float(random.standard_normal())
+            trained += plant.trained_bias * plant.updates
+            controller.realised(trained, plant.trained_noise, biased=True)
     return float(np.mean(errors))
 
 

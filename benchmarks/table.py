@@ -6,6 +6,7 @@ Intervals are Student's t over seeds; with three seeds they are wide, as they sh
 """
 
 import json
+import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -13,13 +14,18 @@ from pathlib import Path
 from scipy import stats
 
 
-def interval(values: list[float]) -> str:
-    """Mean and half-width of the 95 % interval."""
+def confidence(values: list[float]) -> tuple[float, float]:
+    """Mean and half-width of the 95 % interval; a single value has none (NaN)."""
     mean = sum(values) / len(values)
     if len(values) < 2:
-        return f"{mean:.3f}"
-    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
-    return f"{mean:.3f} ± {half:.3f}"
+        return mean, math.nan
+    return mean, float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+
+
+def interval(values: list[float], digits: int = 3) -> str:
+    """Mean and half-width of the 95 % interval, as text."""
+    mean, half = confidence(values)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
 def main() -> None:

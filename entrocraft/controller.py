@@ -581,6 +581,6 @@ def _feedback_for(
 
 def _observer_for(effect: str) -> EntropyObserver:
     if effect == "gradient":
-        # its effects are in nats already, and explain most of what happens
-        return EntropyObserver(gain=1.0, unexplained=0.3, gain_spread=0.5)
+        # its effects are in nats already
+        return EntropyObserver(gain=1.0, gain_spread=0.5)
     return EntropyObserver()

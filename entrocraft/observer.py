@@ -16,8 +16,8 @@ from torch import Tensor
 
 __all__ = ["EntropyObserver", "arrival"]
 
-_ENTROPY, _UNDERWAY, _DRIFT, _POSITIVE, _NEGATIVE, _BIAS = range(6)
-_STATES = 6
+_ENTROPY, _UNDERWAY, _DRIFT, _POSITIVE, _NEGATIVE, _BIAS, _BEFORE = range(7)
+_STATES = 7
 _GAINS = slice(_POSITIVE, _NEGATIVE + 1)
 _LARGEST_SURPRISE = 4.0  # standard deviations; a wilder measurement is cut to this
 _CHANGE_ERROR = 0.1  # of a measured change: what its standard error does not know of
@@ -80,7 +80,7 @@ class EntropyObserver:
         gain_bound: float = 30.0,
         drift_walk: float = 0.003,
         bias_spread: float = 0.002,
-        bias_walk: float = 0.0001,
+        bias_walk: float = 0.0002,
     ) -> None:
         self.gain = gain
         self.authority = authority
@@ -95,9 +95,7 @@ class EntropyObserver:
         self._first_gain: float | None = None
         self._mean = torch.zeros(_STATES, dtype=torch.float64)
         self._covariance = torch.zeros(_STATES, _STATES, dtype=torch.float64)
-        # of the last commit, without and with the bias: predicted change of H, its variance, its
-        # covariance with the state
-        self._moves: list[tuple[float, float, Tensor]] = []
+        self._steps: float | None = None  # of the last commit
 
     def __repr__(self) -> str:
         return (
@@ -173,7 +171,9 @@ class EntropyObserver:
             self._covariance[_DRIFT, _DRIFT] = (self.drift_walk * self._first) ** 2
             self._covariance[_BIAS, _BIAS] = (self.bias_spread * self._first) ** 2
         else:
-            self._correct(entropy, noise)
+            reading = torch.zeros(_STATES, dtype=torch.float64)
+            reading[_ENTROPY] = 1.0
+            self._correct(reading, entropy, noise)
         if self._first_gain is None and size > 0 and math.isfinite(size):
             known = self.gain if self.gain is not None else self.authority * self._first / size
             if math.isfinite(known) and known > 0:
@@ -185,17 +185,19 @@ class EntropyObserver:
             self._mean[_UNDERWAY] = underway
             self._covariance[_UNDERWAY, :] = 0.0
             self._covariance[:, _UNDERWAY] = 0.0
-            self._covariance[_UNDERWAY, _UNDERWAY] = (0.1 * underway) ** 2
+            self._covariance[_UNDERWAY, _UNDERWAY] = (0.3 * underway) ** 2
 
-    def _correct(self, entropy: float, noise: float) -> None:
-        """Kalman correction by a measurement of H."""
-        column = self._covariance[:, _ENTROPY].clone()
-        variance = max(float(column[_ENTROPY]), 0.0) + noise**2
+    def _correct(self, reading: Tensor, value: float, noise: float) -> None:
+        """Kalman correction by a measurement of ``reading @ state``."""
+        column = self._covariance @ reading
+        variance = max(float(reading @ column), 0.0) + noise**2
+        if not variance > 0:
+            return
         largest = _LARGEST_SURPRISE * math.sqrt(variance)
-        surprise = max(-largest, min(largest, entropy - self.entropy))
+        surprise = max(-largest, min(largest, value - float(reading @ self._mean)))
         self._mean = self._mean + column * (surprise / variance)
         self._covariance = self._covariance - torch.outer(column, column) / variance
-        self._bound(entropy, noise)
+        self._bound(self.entropy, 0.1 * (self._first or 0.0))
 
     def commit(
         self, effects: tuple[float, float], spread: float, steps: float, momentum: float
@@ -214,7 +216,7 @@ class EntropyObserver:
         move[_ENTROPY, _DRIFT] = steps
         for gain, effect in zip((_POSITIVE, _NEGATIVE), effects, strict=True):
             move[_ENTROPY, gain], move[_UNDERWAY, gain] = added * effect, (1 - added) * effect
-        before_mean, before_covariance = self._mean, self._covariance
+        move[_BEFORE, _BEFORE], move[_BEFORE, _ENTROPY] = 0.0, 1.0
         self._mean = move @ self._mean
         unexplained = self.unexplained * 0.5 * sum(self.gains) * spread
         enters = torch.zeros(_STATES, dtype=torch.float64)
@@ -226,36 +228,26 @@ class EntropyObserver:
             noise[gain, gain] = steps * (self.gain_walk * (self._first_gain or 0.0)) ** 2
         covariance = move @ self._covariance @ move.T + noise
         self._covariance = 0.5 * (covariance + covariance.T)
-        self._moves = []
-        for bias in (0.0, steps):
-            change = move[_ENTROPY] - torch.eye(_STATES, dtype=torch.float64)[_ENTROPY]
-            change[_BIAS] = bias
-            column = move @ before_covariance @ change + noise[:, _ENTROPY]
-            variance = float(change @ before_covariance @ change + noise[_ENTROPY, _ENTROPY])
-            self._moves.append((float(change @ before_mean), variance, column))
+        self._steps = float(steps)
         self._forget_the_infinite(self._first or 0.0, 0.1 * (self._first or 0.0))
 
     def moved(self, change: float, stderr: float, biased: bool = True) -> None:
-        """Take the measured change of the entropy over the steps of the last `commit`.
+        """Take a measured change of the entropy over the steps of the last `commit`.
+
+        There may be several, of independent errors: those with and without the bias tell it.
 
         Args:
             change: nats per token.
             stderr: its standard error; not finite if unknown, then nothing is learnt.
             biased: whether it was measured on prompts that were trained on.
         """
-        if not self._moves or not (math.isfinite(change) and math.isfinite(stderr)):
+        if self._steps is None or not (math.isfinite(change) and math.isfinite(stderr)):
             return
-        predicted, variance, column = self._moves[int(biased)]
-        self._moves = []
         noise = max(math.hypot(stderr, _CHANGE_ERROR * change), 1e-6 * (self._first or 0.0))
-        variance = max(variance, 0.0) + noise**2
-        if not variance > 0:
-            return
-        largest = _LARGEST_SURPRISE * math.sqrt(variance)
-        surprise = max(-largest, min(largest, change - predicted))
-        self._mean = self._mean + column * (surprise / variance)
-        self._covariance = self._covariance - torch.outer(column, column) / variance
-        self._bound(self.entropy, 0.1 * (self._first or 0.0))
+        reading = torch.zeros(_STATES, dtype=torch.float64)
+        reading[_ENTROPY], reading[_BEFORE] = 1.0, -1.0
+        reading[_BIAS] = self._steps if biased else 0.0
+        self._correct(reading, change, noise)
 
     def _bound(self, entropy: float, noise: float) -> None:
         """Keep entropy at 0 or above and gains near the first; forget what is not finite."""
@@ -271,7 +263,7 @@ class EntropyObserver:
             return
         self._mean = torch.zeros_like(self._mean)
         self._covariance = torch.zeros_like(self._covariance)
-        self._first_gain, self._moves = None, []
+        self._first_gain, self._steps = None, None
         self._mean[_ENTROPY] = entropy
         self._covariance[_ENTROPY, _ENTROPY] = noise**2
 
@@ -282,18 +274,15 @@ class EntropyObserver:
             "first_gain": self._first_gain,
             "mean": self._mean.tolist(),
             "covariance": self._covariance.tolist(),
-            "moves": [[*move[:2], move[2].tolist()] for move in self._moves],
+            "steps": self._steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         mean = _matrix(state["mean"], (_STATES,))
         covariance = _matrix(state["covariance"], (_STATES, _STATES))
-        moves = [(float(a), float(b), _matrix(c, (_STATES,))) for a, b, c in state["moves"]]
-        if len(moves) not in (0, 2):
-            raise ValueError(f"expected no or two predicted changes, got {len(moves)}")
-        self._first, self._first_gain = state["first"], state["first_gain"]
-        self._moves = moves
+        steps = None if state["steps"] is None else float(state["steps"])
+        self._first, self._first_gain, self._steps = state["first"], state["first_gain"], steps
         self._mean, self._covariance = mean, covariance
 
 

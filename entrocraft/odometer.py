@@ -6,7 +6,8 @@ the update, so position t counts with the ratio of the two policies' probabiliti
 before t, and the mean is the one over rollouts of the policy after the update.
 
 An update moves the prompts that it trains on more than others. So where enough prompts of the batch
-were left out (all their rollouts rejected, or alike in reward), these alone are asked.
+were left out (all their rollouts rejected, or alike in reward), these are asked apart: they tell
+the change without that bias.
 """
 
 from __future__ import annotations

@@ -128,45 +128,71 @@ def test_state_round_trip_continues_bit_for_bit():
 def test_a_state_of_another_shape_is_refused():
     observer = EntropyObserver()
     state = observer.state_dict() | {"mean": [0.0]}
-    with pytest.raises(ValueError, match=r"expected numbers of shape \(6,\), got \(1,\)"):
+    with pytest.raises(ValueError, match=r"expected numbers of shape \(7,\), got \(1,\)"):
         observer.load_state_dict(state)
-    assert torch.equal(observer._mean, torch.zeros(6, dtype=torch.float64))
+    assert torch.equal(observer._mean, torch.zeros(7, dtype=torch.float64))
 
 
 # ---------------------------------------------------------------- measured changes
 
 
-@pytest.mark.parametrize("biased", [False, True])
-def test_a_measured_change_is_a_measurement_of_the_joint_gaussian(biased):
-    """Against the textbook filter on the state with the entropy before the commit appended."""
+def test_measured_changes_are_measurements_of_the_joint_gaussian():
+    """Against least squares over everything that was measured, the filter's other derivation."""
     observer = EntropyObserver()
     observer.observe(0.5, 0.02, 1.0)
-    observer.commit((0.3, -0.1), 0.2, 1, 0.9)
-    observer.observe(0.48, 0.02, 1.0)
-    mean, covariance = observer._mean.clone(), observer._covariance.clone()
+    start, covariance = observer._mean.clone()[:6], observer._covariance.clone()[:6, :6]
     observer.commit((0.2, -0.3), 0.25, 1, 0.9)
-    after_mean, after_covariance = observer._mean.clone(), observer._covariance.clone()
-    # cov(x', H) = F cov(x, H), with F read off numerically from the mean's map
-    move = torch.stack([moved_mean(observer, column) for column in torch.eye(6).double()], 1)
-    assert torch.allclose(move @ mean, after_mean)
-    joint = torch.zeros(7, 7, dtype=torch.float64)
-    joint[:6, :6], joint[6, 6] = after_covariance, covariance[0, 0]
-    joint[:6, 6] = joint[6, :6] = move @ covariance[:, 0]
-    # entropy after less entropy before, plus the bias of such measurements
-    reading = torch.tensor([1.0, 0, 0, 0, 0, float(biased), -1], dtype=torch.float64)
-    # the bias walks on after the measurement
-    walk = (observer.bias_walk * observer.first) ** 2
-    joint[5, 5] -= walk
-    stderr, change = 0.002, -0.004
-    noise = math.hypot(stderr, 0.1 * change)
-    gain = joint @ reading / (reading @ joint @ reading + noise**2)
-    surprise = change - float(after_mean[0] - mean[0])
-    expected = after_mean + gain[:6] * surprise
-    remaining = joint - torch.outer(gain, reading @ joint)
-    remaining[5, 5] += walk
-    observer.moved(change, stderr, biased)
-    torch.testing.assert_close(observer._mean, expected)
-    torch.testing.assert_close(observer._covariance, remaining[:6, :6])
+    after_mean, after_covariance = observer._mean.clone()[:6], observer._covariance[:6, :6].clone()
+    # x' = F x + w: read F off the mean's map, the noise's covariance off what is left
+    move = torch.stack([moved_mean(observer, column) for column in torch.eye(7).double()], 1)
+    move = move[:6, :6]
+    noise = after_covariance - move @ covariance @ move.T
+    torch.testing.assert_close(move @ start, after_mean)
+    # unknowns: x and w
+    joint = torch.block_diag(covariance, noise)
+    output = torch.cat([move, torch.eye(6, dtype=torch.float64)], 1)
+    entropy, bias = (output[row] for row in (0, 5))
+    before = torch.eye(12, dtype=torch.float64)[0]
+    walk = torch.eye(12, dtype=torch.float64)[11]
+    measurements = [
+        (entropy - before, -0.004, math.hypot(0.002, 0.0004)),
+        (entropy - before + bias, -0.006, math.hypot(0.001, 0.0006)),
+    ]
+    assert float(walk @ joint @ walk) > 0
+    rows = torch.stack([row for row, _, _ in measurements])
+    values = torch.tensor([value for _, value, _ in measurements], dtype=torch.float64)
+    errors = torch.diag(torch.tensor([e**2 for _, _, e in measurements], dtype=torch.float64))
+    mean = torch.cat([start, torch.zeros(6, dtype=torch.float64)])
+    gain = joint @ rows.T @ torch.linalg.inv(rows @ joint @ rows.T + errors)
+    mean = mean + gain @ (values - rows @ mean)
+    joint = joint - gain @ rows @ joint
+    observer.moved(-0.004, 0.002, biased=False)
+    observer.moved(-0.006, 0.001, biased=True)
+    torch.testing.assert_close(observer._mean[:6], output @ mean)
+    torch.testing.assert_close(observer._covariance[:6, :6], output @ joint @ output.T)
+
+
+def moved_mean(observer, column):
+    probe = EntropyObserver()
+    probe.load_state_dict(observer.state_dict() | {"mean": column.tolist()})
+    probe.commit((0.2, -0.3), 0.25, 1, 0.9)
+    return probe._mean
+
+
+def test_two_kinds_of_changes_tell_the_bias_soon():
+    observer = EntropyObserver()
+    observer.observe(0.5, 0.02, 1.0)
+    for _ in range(40):
+        observer.commit((0.5, -0.5), 0.1, 1, 0.0)
+        observer.moved(0.0, 0.003, biased=False)
+        observer.moved(-0.001, 0.002, biased=True)
+    assert abs(observer.entropy - 0.5) < 0.008
+    trusting = EntropyObserver()
+    trusting.observe(0.5, 0.02, 1.0)
+    for _ in range(40):
+        trusting.commit((0.5, -0.5), 0.1, 1, 0.0)
+        trusting.moved(-0.001, 0.002, biased=True)
+    assert trusting.entropy < 0.47
 
 
 def test_a_constant_bias_of_measured_changes_is_found_out():
@@ -183,13 +209,6 @@ def test_a_constant_bias_of_measured_changes_is_found_out():
         observer.moved(change - 0.001, 0.001)
     assert abs(np.mean(errors[300:])) < 0.003
     assert np.mean(errors[:30]) < -0.003, "at first it has to be believed"
-
-
-def moved_mean(observer, column):
-    probe = EntropyObserver()
-    probe.load_state_dict(observer.state_dict() | {"mean": column.tolist()})
-    probe.commit((0.2, -0.3), 0.25, 1, 0.9)
-    return probe._mean
 
 
 def test_measured_changes_carry_the_estimate_where_measurements_are_blunt():
@@ -218,13 +237,3 @@ def test_a_change_of_unknown_error_teaches_nothing(change, stderr):
     before = observer.state_dict()
     observer.moved(change, stderr)
     assert observer.state_dict() == before
-
-
-def test_a_change_counts_once():
-    observer = EntropyObserver()
-    observer.observe(0.5, 0.02, 1.0)
-    observer.commit((0.3, -0.1), 0.2, 1, 0.9)
-    observer.moved(-0.01, 0.001)
-    once = observer.state_dict()
-    observer.moved(-0.01, 0.001)
-    assert observer.state_dict() == once

@@ -75,7 +75,7 @@ class CompareConfig:
         for seed in self.seeds:
             for name, changes in self.methods.items():
                 directory = self.output / "cells" / f"{name}-seed{seed}"
-                keys = _merge(self.base, changes)
+                keys = merge(self.base, changes)
                 keys |= {"name": name, "seed": seed, "output": str(directory)}
                 cells.append(Cell(directory, config_from_mapping(TrainConfig, keys)))
         return cells
@@ -215,11 +215,11 @@ def _probe_curve(cell: Cell) -> list[list[float]]:
     ]
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`base` with `changes` laid over it, mapping by mapping."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
         both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merge(old, value) if both and old is not None else value
+        merged[key] = merge(old, value) if both and old is not None else value
     return merged

@@ -70,11 +70,16 @@ class Odometer(TrainerCallback):
             sums = gather((sums.float() if device.type == "mps" else sums).to(device)).cpu()
         sums, trained = sums[:, :4], sums[:, 4]
         group = torch.arange(len(sums)) // trainer.num_generations
-        rows = untouched(trained, group)
-        asked = torch.ones(len(sums), dtype=torch.bool) if rows is None else rows
-        if not float(sums[asked, 0].sum()) > 0:
-            return
-        change, stderr = realised_change(sums[asked], group[asked])
-        metrics = trainer.entropy_control.realised(change, stderr, biased=rows is None)
+        left_out = untouched(trained, group)
+        if left_out is None:
+            parts = [(torch.ones(len(sums), dtype=torch.bool), True)]
+        else:
+            parts = [(left_out, False), (~left_out, True)]
+        metrics: dict[str, float] = {}
+        for rows, biased in parts:
+            if float(sums[rows, 0].sum()) > 0:
+                change, stderr = realised_change(sums[rows], group[rows])
+                told = trainer.entropy_control.realised(change, stderr, biased=biased)
+                metrics = metrics or told
         for name, value in metrics.items():
             trainer._metrics["train"][name].append(value)
