@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,68 +14,16 @@ from torch import Tensor
 from entrocraft import acceptance, effects, schedules
 from entrocraft.drawing import Drawing
 from entrocraft.feedback import Feedback, RecedingHorizon, Relay, Situation, get_feedback
+from entrocraft.goal import Goal
+from entrocraft.method import Clock, Decision, EntropyControlWarning
 from entrocraft.observer import EntropyObserver
 from entrocraft.offer import Offer, uniform_groups
 from entrocraft.rollouts import RolloutBatch, RolloutSums
 
-__all__ = ["Decision", "EntropyControlWarning", "EntropyController", "EntropyMethod"]
+__all__ = ["EntropyController"]
 
 _SCALE_MEMORY = 0.9
 _SATURATED_BEFORE_WARNING = 20
-_USUAL_MOMENTUM = 0.9  # Adam's, where the trainer does not tell
-
-
-class EntropyControlWarning(UserWarning):
-    """Entropy control is on but cannot do what was asked, and why."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What enters the update.
-
-    Attributes:
-        weights: (B,) float64, 0 = rejected; multiply into the advantages.
-        probabilities: (B,) float64, keep probabilities in [0, 1].
-        advantages: (B,) float64, ready to train on: the batch's advantages times `weights` (the
-            rule `switch` puts raw rewards in their place).
-        metrics: the keys of docs/metrics.md.
-        useful: number of rollouts that carry a gradient: kept, with tokens and an advantage not 0.
-    """
-
-    weights: Tensor
-    probabilities: Tensor
-    advantages: Tensor
-    metrics: dict[str, float] = field(default_factory=dict)
-    useful: int = 0
-
-
-class EntropyMethod(Protocol):
-    """What an adapter hosts: anything that turns a rollout batch into advantages.
-
-    A method may also have `refresh` (an int, for the level `gradient`), and `remeasure` (a bool)
-    with `realised(change, stderr, biased)`; see `EntropyController`.
-    """
-
-    @property
-    def effect(self) -> str | None:
-        """Effect level whose token sensitivities the adapter has to provide, or None."""
-        ...
-
-    def prepare(self, *, vocabulary: int | None = None, steps: int | None = None) -> None:
-        """Learn vocabulary size and run length; raise before any update if they do not fit."""
-        ...
-
-    def decide(self, batch: RolloutBatch | RolloutSums, **clock: Any) -> Decision:
-        """Decide on one rollout batch."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the memory, JSON-serialisable."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        ...
 
 
 class EntropyController:
@@ -131,20 +79,14 @@ class EntropyController:
         remeasure: bool | None = None,
         seed: int = 0,
     ) -> None:
-        if isinstance(schedule, (int, float)):
-            schedule = schedules.constant(schedule)
-        elif isinstance(schedule, str):
-            schedule = schedules.from_string(schedule)
-        elif schedule is None and rule is not None:
+        self.goal = Goal(schedule)
+        if schedule is None and rule is not None:
             raise ValueError(
                 "a rule needs a schedule, e.g. schedule='linear(initial, 0.3, 300)'; rule=None "
                 "only observes"
             )
-        elif schedule is not None and not callable(schedule):
-            raise ValueError(f"schedule must be a callable or text, got {schedule!r}")
         if refresh < 1:
             raise ValueError(f"refresh must be at least 1 decision, got {refresh}")
-        self.schedule = schedule
         self.rule = None if rule is None else acceptance.get_rule(rule)
         if uniform_groups and not isinstance(self.rule, acceptance.Tilt):
             raise ValueError(
@@ -164,10 +106,6 @@ class EntropyController:
         plans = isinstance(self.feedback, RecedingHorizon)
         self.remeasure = self.rule is not None and (plans if remeasure is None else remeasure)
         self.seed = int(seed)
-        self._max_entropy: float | None = None
-        self._steps: int | None = None
-        self._anchored = schedule if self._needs_no_anchor() else None
-        self._initial: float | None = None
         self._decisions = 0
         self._scale = 0.0
         self._saturated_in_a_row = 0
@@ -176,7 +114,7 @@ class EntropyController:
     def __repr__(self) -> str:
         rule = None if self.rule is None else self.rule.name
         return (
-            f"EntropyController(schedule={self.schedule!r}, rule={rule!r}, "
+            f"EntropyController(schedule={self.goal.schedule!r}, rule={rule!r}, "
             f"effect={self._effect!r}, seed={self.seed})"
         )
 
@@ -196,12 +134,7 @@ class EntropyController:
         Raises:
             ValueError: a target that is negative, not finite or above log(V).
         """
-        if vocabulary is not None:
-            if vocabulary < 1:
-                raise ValueError(f"vocabulary must be at least 1 token, got {vocabulary}")
-            self._max_entropy = math.log(vocabulary)
-        self._steps = steps
-        self._check_targets(steps)
+        self.goal.prepare(vocabulary, steps)
 
     def decide(self, batch: RolloutBatch | RolloutSums, **clock: Any) -> Decision:
         """Choose the rollouts of one batch.
@@ -214,17 +147,11 @@ class EntropyController:
             ValueError: a batch or a target that makes no sense; nothing was changed, training can
             stop safely.
         """
-        if isinstance(batch, RolloutBatch):
-            clock = {
-                "step": batch.step,
-                "optimiser_steps": batch.optimiser_steps,
-                "drift": batch.drift,
-                "momentum": batch.momentum,
-            } | clock
-            batch = batch.sums()
+        moment = Clock.of(batch, clock)
+        sums = batch.sums() if isinstance(batch, RolloutBatch) else batch
         before = self.state_dict()
         try:
-            return self._decide(batch, _Clock(**clock))
+            return self._decide(sums, moment)
         except BaseException:
             self._restore(before)
             raise
@@ -250,18 +177,22 @@ class EntropyController:
         }
         return {key: value for key, value in realised.items() if math.isfinite(value)}
 
-    def _decide(self, sums: RolloutSums, clock: _Clock) -> Decision:
-        _check_clock(sums, clock)
+    def _decide(self, sums: RolloutSums, clock: Clock) -> Decision:
+        if sums.total_tokens == 0:
+            raise ValueError(
+                "the batch has no response token inside its mask, so it has no entropy; check the "
+                "mask (true on response tokens)"
+            )
         measured, stderr = sums.mean_entropy(), sums.entropy_stderr()
-        self._anchor(measured)
+        self.goal.anchor(measured)
         metrics = {"entropy/measured": measured}
         if math.isfinite(stderr):
             metrics["entropy/measured_stderr"] = stderr
-        metrics |= self._goal(clock.step)
+        metrics |= self._aim(clock.step)
         if self.rule is None:
             self.observer.observe(measured, stderr, 0.0, clock.drift)
             metrics["entropy/estimate"] = self.observer.entropy
-            self.observer.commit((0.0, 0.0), 0.0, clock.optimiser_steps, clock.momentum)
+            self.observer.commit((0.0, 0.0), 0.0, clock.optimiser_steps, clock.decay)
             self._decisions += 1
             ones = torch.ones(len(sums), dtype=torch.float64)
             metrics |= _outcome(0.0, ones, sums.votes, saturated=False)
@@ -290,8 +221,8 @@ class EntropyController:
         self._warn(metrics, decision)
         return decision
 
-    def _goal(self, step: int) -> dict[str, float]:
-        target = self.target(step)
+    def _aim(self, step: int) -> dict[str, float]:
+        target = self.goal.target(step)
         if target is None:
             return {}
         goal = {"entropy/target": target}
@@ -300,7 +231,7 @@ class EntropyController:
             goal["entropy/high"] = target + self.feedback.band.high
         return goal
 
-    def _offer(self, sums: RolloutSums, rule: acceptance.Rule, clock: _Clock) -> Offer:
+    def _offer(self, sums: RolloutSums, rule: acceptance.Rule, clock: Clock) -> Offer:
         """What this batch has to choose from."""
         none = torch.zeros(len(sums), dtype=torch.float64)
         spare = uniform_groups(sums) if self.uniform_groups else none
@@ -327,18 +258,14 @@ class EntropyController:
         }
         return {key: nats for key, nats in reachable.items() if math.isfinite(nats)}
 
-    def _steer(self, measured: float, offer: Offer, clock: _Clock) -> tuple[float, bool, float]:
+    def _steer(self, measured: float, offer: Offer, clock: Clock) -> tuple[float, bool, float]:
         """Ask the feedback: pressure, whether that is all it can ask for, nats out of reach."""
         if not (0 < offer.size < math.inf):
             # nothing votes, so nothing can be steered: a loop that looked on would only wind up
             return 0.0, False, 0.0
 
         def ahead(steps: int) -> float:
-            # a plain function of the step need not make sense after the run's end
-            step = clock.step + steps
-            if self._steps is not None:
-                step = min(step, max(self._steps, clock.step))
-            target = self.target(step)
+            target = self.goal.ahead(clock.step, steps)
             assert target is not None, "a rule has a schedule, and the first batch anchored it"
             return target
 
@@ -347,17 +274,17 @@ class EntropyController:
                 measured=measured,
                 target=ahead,
                 steps=clock.optimiser_steps,
-                momentum=clock.momentum,
+                momentum=clock.decay,
                 observer=self.observer,
                 reach=offer.reach,
             )
         )
         return pressure, self.feedback.saturated, self.feedback.shortfall
 
-    def _commit(self, kept: Tensor, clock: _Clock) -> dict[str, float]:
+    def _commit(self, kept: Tensor, clock: Clock) -> dict[str, float]:
         """Tell the observer what enters the update; return what that is predicted to do."""
         summed = float(kept[0].sum()), float(kept[1].sum())
-        steps, momentum = clock.optimiser_steps, clock.momentum
+        steps, momentum = clock.optimiser_steps, clock.decay
         positive, negative = self.observer.gains
         predicted = {
             "entropy/predicted_change": self.observer.predict(summed, steps, momentum),
@@ -368,38 +295,9 @@ class EntropyController:
         self.observer.commit(summed, float(kept.norm()), steps, momentum)
         return {key: value for key, value in predicted.items() if math.isfinite(value)}
 
-    def _needs_no_anchor(self) -> bool:
-        return self.schedule is None or schedules.is_anchored(self.schedule)
-
-    def _anchor(self, measured: float) -> None:
-        if self._initial is None:
-            self._initial = measured
-        if self._anchored is None and self.schedule is not None:
-            # rounding may leave the entropy of a deterministic policy a hair below 0
-            self._anchored = schedules.anchor(self.schedule, max(self._initial, 0.0))
-            self._check_targets(self._steps)
-
-    def _check_targets(self, steps: int | None) -> None:
-        for step in range((steps or 0) + 1):
-            self.target(step)
-
     def target(self, step: int) -> float | None:
         """Target entropy at an optimiser step, nats per token; None while it is not known."""
-        if self._anchored is None:
-            return None
-        target = float(self._anchored(step))
-        if not math.isfinite(target) or target < 0:
-            raise ValueError(
-                f"the schedule {self._anchored!r} asks for {target} nats per token at step {step}; "
-                "a target must be finite and at least 0"
-            )
-        if self._max_entropy is not None and target > self._max_entropy:
-            raise ValueError(
-                f"the schedule {self._anchored!r} asks for {target:.4g} nats per token at step "
-                f"{step}, above log(vocabulary) = {self._max_entropy:.4g}, which no policy can "
-                "have; lower the target"
-            )
-        return target
+        return self.goal.target(step)
 
     def _follow_scale(self, sums: RolloutSums, effect: Tensor) -> None:
         """Slow average of the mean size of the effects that carry a vote."""
@@ -463,7 +361,7 @@ class EntropyController:
             "version": 2,
             "settings": self._settings(),
             "decisions": self._decisions,
-            "initial": self._initial,
+            "goal": self.goal.state_dict(),
             "scale": self._scale,
             "feedback": self.feedback.state_dict(),
             "observer": self.observer.state_dict(),
@@ -511,45 +409,12 @@ class EntropyController:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._decisions = int(state["decisions"])
-        self._initial = state["initial"]
+        self.goal.load_state_dict(state["goal"])
         self._scale = float(state["scale"])
         self.feedback.load_state_dict(state["feedback"])
         self.observer.load_state_dict(state["observer"])
         self._saturated_in_a_row = int(state["saturated_in_a_row"])
         self._warned = set(state["warned"])
-        self._anchored = self.schedule if self._needs_no_anchor() else None
-        if self._initial is not None:
-            self._anchor(self._initial)
-
-
-@dataclass(frozen=True)
-class _Clock:
-    """When a batch is used, and what the optimiser is doing meanwhile; see `RolloutBatch`."""
-
-    step: int
-    optimiser_steps: float = 1
-    drift: float | None = None
-    momentum: float = _USUAL_MOMENTUM
-
-    def __post_init__(self) -> None:
-        if self.momentum is None:
-            object.__setattr__(self, "momentum", _USUAL_MOMENTUM)
-
-
-def _check_clock(sums: RolloutSums, clock: _Clock) -> None:
-    if not clock.optimiser_steps > 0:
-        raise ValueError(f"optimiser_steps must be above 0, got {clock.optimiser_steps}")
-    if clock.drift is not None and not math.isfinite(clock.drift):
-        raise ValueError(f"drift must be finite nats, got {clock.drift}; None if it is not known")
-    if not 0 <= clock.momentum < 1:
-        raise ValueError(
-            f"momentum must be in [0, 1), got {clock.momentum}; None if it is not known"
-        )
-    if sums.total_tokens == 0:
-        raise ValueError(
-            "the batch has no response token inside its mask, so it has no entropy; check the "
-            "mask (true on response tokens)"
-        )
 
 
 def _outcome(pressure: float, weights: Tensor, votes: Tensor, saturated: bool) -> dict[str, float]:

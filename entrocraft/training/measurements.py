@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from entrocraft.controller import EntropyControlWarning
 from entrocraft.evaluation import evaluate
+from entrocraft.method import EntropyControlWarning
 from entrocraft.tasks import Task
 from entrocraft.tasks.store import stored_problems
 from entrocraft.training.config import TrainConfig

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from entrocraft.controller import EntropyControlWarning, EntropyMethod
+from entrocraft.method import EntropyControlWarning, EntropyMethod
 
 __all__ = ["EntropyControlState"]
 

@@ -10,12 +10,8 @@ import torch
 from accelerate.utils import broadcast, gather
 from torch import Tensor
 
-from entrocraft.controller import (
-    Decision,
-    EntropyController,
-    EntropyControlWarning,
-    EntropyMethod,
-)
+from entrocraft.controller import EntropyController
+from entrocraft.method import Decision, EntropyControlWarning, EntropyMethod
 from entrocraft.optimiser import StepResponse, optimiser_momentum
 from entrocraft.rollouts import RolloutBatch, RolloutSums
 from entrocraft.trl.checkpoint import EntropyControlState
