@@ -1,7 +1,8 @@
 """Entropy as a hyperparameter with a schedule, for reinforcement learning of language models.
 
-The core (`schedules`, `effects`, `feedback`, `acceptance`, `controller` and what they use) needs torch alone;
-trainers are reached through adapters such as `entrocraft.trl`, imported only when asked for.
+The core (`schedules`, `effects`, `feedback`, `acceptance`, `controller` and what they use) needs
+torch alone; trainers are reached through adapters such as `entrocraft.trl`, imported only when
+asked for.
 """
 
 from importlib.metadata import PackageNotFoundError, version
