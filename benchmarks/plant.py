@@ -130,10 +130,10 @@ def _run(plant: Plant, target: str, loop: str, seed: int, random: np.random.Gene
         change = entropy - before
         if controller.remeasure:
             left_out = change + plant.left_out_noise * float(random.standard_normal())
-            controller.realised(left_out, plant.left_out_noise, biased=False)
+            controller.realised(left_out, plant.left_out_noise, trained=False)
             trained = change + plant.trained_noise * float(random.standard_normal())
             trained += plant.trained_bias * plant.updates
-            controller.realised(trained, plant.trained_noise, biased=True)
+            controller.realised(trained, plant.trained_noise, trained=True)
     return float(np.mean(errors))
 
 

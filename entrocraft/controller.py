@@ -156,7 +156,7 @@ class EntropyController:
             self._restore(before)
             raise
 
-    def realised(self, change: float, stderr: float, biased: bool = True) -> dict[str, float]:
+    def realised(self, change: float, stderr: float, trained: bool = True) -> dict[str, float]:
         """Take the measured change of the entropy by the last batch's update.
 
         Adapters call it after the batch's last optimiser step, where `remeasure` asks for it; see
@@ -165,12 +165,12 @@ class EntropyController:
         Args:
             change: nats per token.
             stderr: its standard error; not finite if unknown.
-            biased: whether it was measured on prompts that were trained on.
+            trained: whether it was measured on prompts that were trained on.
 
         Returns:
             What there is to log: `entropy/realised_change` and its standard error.
         """
-        self.observer.moved(change, stderr, biased)
+        self.observer.moved(change, stderr, trained)
         realised = {
             "entropy/realised_change": float(change),
             "entropy/realised_change_stderr": float(stderr),

@@ -86,7 +86,7 @@ class EntropyMethod(Protocol):
     """Anything that turns a rollout batch into advantages; the controller is one.
 
     A method may also have `refresh` (an int, for the level `gradient`), and `remeasure` (a bool)
-    with `realised(change, stderr, biased)`; see `EntropyController`.
+    with `realised(change, stderr, trained)`; see `EntropyController`.
     """
 
     @property

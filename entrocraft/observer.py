@@ -16,10 +16,13 @@ from torch import Tensor
 
 __all__ = ["EntropyObserver", "arrival"]
 
-_ENTROPY, _UNDERWAY, _DRIFT, _POSITIVE, _NEGATIVE, _BIAS, _BEFORE = range(7)
-_STATES = 7
+(_ENTROPY, _UNDERWAY, _DRIFT, _POSITIVE, _NEGATIVE, _BIAS_TRAINED, _BIAS_LEFT_OUT, _BEFORE) = range(
+    8
+)
+_STATES = 8
 _GAINS = slice(_POSITIVE, _NEGATIVE + 1)
 _LARGEST_SURPRISE = 4.0  # standard deviations; a wilder measurement is cut to this
+_LEFT_OUT_BIAS = 0.4  # of the bias of changes on prompts trained on: that on prompts left out
 _CHANGE_ERROR = 0.1  # of a measured change: what its standard error does not know of
 
 
@@ -52,8 +55,8 @@ class EntropyObserver:
     b and the gains are random walks: a constant error of the model ends up in them and leaves no
     steady error. Each measurement counts by its own standard error: of the entropy of a batch
     (`observe`), and, where there is one, of the change that an update made (`moved`). A change that
-    is measured on prompts that were trained on is off by a bias, the same for a while at every
-    step; the entropies of fresh batches tell.
+    is measured on prompts that were trained on is off by a bias, about the same for a while at
+    every step; on prompts left out it is smaller. Each other and fresh batches tell them.
 
     Args:
         gain: nats per unit of effect, where the effects' unit is known (level `gradient`: 1); None
@@ -169,7 +172,11 @@ class EntropyObserver:
         if self._covariance[_ENTROPY, _ENTROPY] == 0:
             self._covariance[_ENTROPY, _ENTROPY] = noise**2
             self._covariance[_DRIFT, _DRIFT] = (self.drift_walk * self._first) ** 2
-            self._covariance[_BIAS, _BIAS] = (self.bias_spread * self._first) ** 2
+            for bias, spread in (
+                (_BIAS_TRAINED, self.bias_spread),
+                (_BIAS_LEFT_OUT, _LEFT_OUT_BIAS * self.bias_spread),
+            ):
+                self._covariance[bias, bias] = (spread * self._first) ** 2
         else:
             reading = torch.zeros(_STATES, dtype=torch.float64)
             reading[_ENTROPY] = 1.0
@@ -222,7 +229,11 @@ class EntropyObserver:
         enters = torch.zeros(_STATES, dtype=torch.float64)
         enters[_ENTROPY], enters[_UNDERWAY] = added, 1 - added
         noise = unexplained**2 * torch.outer(enters, enters)
-        for state, walk in ((_DRIFT, self.drift_walk), (_BIAS, self.bias_walk)):
+        for state, walk in (
+            (_DRIFT, self.drift_walk),
+            (_BIAS_TRAINED, self.bias_walk),
+            (_BIAS_LEFT_OUT, _LEFT_OUT_BIAS * self.bias_walk),
+        ):
             noise[state, state] = steps * (walk * (self._first or 0.0)) ** 2
         for gain in (_POSITIVE, _NEGATIVE):
             noise[gain, gain] = steps * (self.gain_walk * (self._first_gain or 0.0)) ** 2
@@ -231,22 +242,22 @@ class EntropyObserver:
         self._steps = float(steps)
         self._forget_the_infinite(self._first or 0.0, 0.1 * (self._first or 0.0))
 
-    def moved(self, change: float, stderr: float, biased: bool = True) -> None:
+    def moved(self, change: float, stderr: float, trained: bool = True) -> None:
         """Take a measured change of the entropy over the steps of the last `commit`.
 
-        There may be several, of independent errors: those with and without the bias tell it.
+        There may be several, of independent errors.
 
         Args:
             change: nats per token.
             stderr: its standard error; not finite if unknown, then nothing is learnt.
-            biased: whether it was measured on prompts that were trained on.
+            trained: whether it was measured on prompts that were trained on.
         """
         if self._steps is None or not (math.isfinite(change) and math.isfinite(stderr)):
             return
         noise = max(math.hypot(stderr, _CHANGE_ERROR * change), 1e-6 * (self._first or 0.0))
         reading = torch.zeros(_STATES, dtype=torch.float64)
         reading[_ENTROPY], reading[_BEFORE] = 1.0, -1.0
-        reading[_BIAS] = self._steps if biased else 0.0
+        reading[_BIAS_TRAINED if trained else _BIAS_LEFT_OUT] = self._steps
         self._correct(reading, change, noise)
 
     def _bound(self, entropy: float, noise: float) -> None:

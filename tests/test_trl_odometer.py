@@ -77,9 +77,9 @@ def test_prompts_that_were_not_trained_on_are_asked_alone():
             decision.advantages[8:] = 0.0
             return decision
 
-        def realised(self, change, stderr, biased):
-            self.answered.append((change, biased))
-            return super().realised(change, stderr, biased)
+        def realised(self, change, stderr, trained):
+            self.answered.append((change, trained))
+            return super().realised(change, stderr, trained)
 
     control = Picky("constant(initial)")
     trainer = make_trainer(
@@ -94,8 +94,8 @@ def test_prompts_that_were_not_trained_on_are_asked_alone():
     )
     trainer.train()
     first, second = trainer.batches
-    change, biased = control.answered[1]
-    assert not biased
+    change, trained = control.answered[1]
+    assert not trained
     expected = by_hand(first, second["weights_before"], range(8, 32))
     assert change == pytest.approx(expected, rel=1e-3)
     everything = by_hand(first, second["weights_before"], range(32))
@@ -104,9 +104,9 @@ def test_prompts_that_were_not_trained_on_are_asked_alone():
 
 def test_the_method_knows_before_the_checkpoint_and_before_the_next_decision():
     class Diary(Recording):
-        def realised(self, change, stderr, biased):
+        def realised(self, change, stderr, trained):
             self.asked.append("realised")
-            return super().realised(change, stderr, biased)
+            return super().realised(change, stderr, trained)
 
     control = Diary("constant(initial)")
     make_trainer(entropy_control=control, max_steps=3).train()

@@ -76,10 +76,10 @@ class Odometer(TrainerCallback):
         else:
             parts = [(left_out, False), (~left_out, True)]
         metrics: dict[str, float] = {}
-        for rows, biased in parts:
+        for rows, trained_on in parts:
             if float(sums[rows, 0].sum()) > 0:
                 change, stderr = realised_change(sums[rows], group[rows])
-                told = trainer.entropy_control.realised(change, stderr, biased=biased)
+                told = trainer.entropy_control.realised(change, stderr, trained=trained_on)
                 metrics = metrics or told
         for name, value in metrics.items():
             trainer._metrics["train"][name].append(value)
