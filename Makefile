@@ -10,11 +10,13 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo study install test test-current test-oldest-trl lint types format constraints clean
+.PHONY: help demo study tracking plant cost install test test-current test-oldest-trl lint types format constraints clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 	@echo "make study        the demo's comparison over 3 seeds, three times the work"
+	@echo "make tracking     the tracking study, hours of work; stop it and go on at will"
+	@echo "make plant cost   the loops on simulated plants; what control costs in time"
 	@echo "make test-current tests in the pinned environment only; ARGS goes to pytest"
 	@echo "make lint types   ruff and mypy"
 	@echo "make format       ruff format"
@@ -26,6 +28,12 @@ demo: $(VENV)/.ready
 
 study: $(VENV)/.ready
 	$(BIN)/entrocraft compare configs/study.yaml
+
+tracking: $(VENV)/.ready
+	$(BIN)/python benchmarks/tracking.py
+
+plant cost: $(VENV)/.ready
+	$(BIN)/python benchmarks/$@.py
 
 install: $(VENV)/.ready
 

@@ -287,6 +287,7 @@ class EntropyController:
         steps, momentum = clock.optimiser_steps, clock.decay
         positive, negative = self.observer.gains
         predicted = {
+            "entropy/chosen_change": self.observer.in_nats(summed),
             "entropy/predicted_change": self.observer.predict(summed, steps, momentum),
             "entropy/drift": self.observer.drift,
             "entropy/gain_positive": positive,

@@ -202,7 +202,7 @@ def repeat(steered, batch, times):
 def test_metrics_are_finite_floats_and_complete():
     keys = {"measured", "measured_stderr", "target", "estimate", "pressure", "kept_fraction",
             "saturated", "shortfall", "empty", "gain_positive", "gain_negative", "drift",
-            "predicted_change", "authority_up", "authority_down"}  # fmt: skip
+            "chosen_change", "predicted_change", "authority_up", "authority_down"}  # fmt: skip
     steered = controller("linear(initial, 0.2, 100)")
     for step in range(30):
         batch = make_batch(step, level=1.0 - 0.01 * step, drift=-0.005)
@@ -235,6 +235,9 @@ def test_the_prediction_is_what_the_kept_rollouts_are_expected_to_do():
     kept = float((decision.weights * effects_of(batch)).sum())
     expected = 0.2 * (metrics["entropy/gain_positive"] * kept - 0.01)
     assert metrics["entropy/predicted_change"] == pytest.approx(expected)
+    chosen = metrics["entropy/gain_positive"] * kept
+    assert metrics["entropy/chosen_change"] == pytest.approx(chosen)
+    assert metrics["entropy/authority_down"] <= chosen <= metrics["entropy/authority_up"]
 
 
 def test_effects_at_the_gradient_level_are_in_nats_from_the_start():

@@ -67,7 +67,10 @@ def records(
         if control:
             record |= {
                 "entropy/pressure": 0.1,
+                "entropy/chosen_change": 0.002,
                 "entropy/predicted_change": 0.001,
+                "entropy/realised_change": 0.0005 * (step % 5),
+                "entropy/realised_change_stderr": 0.0004,
                 "entropy/kept_fraction": 0.8,
                 "entropy/authority_up": 0.004,
                 "entropy/authority_down": -0.006,

@@ -49,6 +49,8 @@ SAME_TARGET = 0.02
 MOST_LABELS = 8
 """Up to this many names are written at the curves; more go into the legend."""
 
+REALISED = "entropy/realised_change"
+
 CONTROL_KEYS = (
     "entropy/kept_fraction",
     "entropy/authority_up",
@@ -121,8 +123,8 @@ def reward_figure(runs: Sequence[Run], width: float = WIDE) -> Figure:
 def control_figure(runs: Sequence[Run], width: float = WIDE) -> Figure | None:
     """Draw what the controller did: kept fraction, authority (nats per batch) and pressure.
 
-    Steps on which it was saturated are shaded for one run, and marked in a row per run for
-    several.
+    One run that measured them also shows predicted and realised changes (nats). Steps on which it
+    was saturated are shaded for one run, and marked in a row per run for several.
 
     Returns:
         The figure, or None when none of the runs was controlled and logged any of it.
@@ -136,8 +138,9 @@ def control_figure(runs: Sequence[Run], width: float = WIDE) -> Figure | None:
     with style():
         narrow = width < 6
         several = len(runs) > 1
-        heights = [1.7, 2.0, 1.7, *([0.55 + 0.14 * len(runs)] if several else [])]
-        figure, axes = panels(width, heights)
+        changes = not several and runs[0].has(REALISED)
+        extra = [0.55 + 0.14 * len(runs)] if several else [1.7] if changes else []
+        figure, axes = panels(width, [1.7, 2.0, 1.7, *extra])
         kept, authority, pressure = axes[:3]
         handles: dict[str, Any] = {}
         for run in runs:
@@ -148,6 +151,8 @@ def control_figure(runs: Sequence[Run], width: float = WIDE) -> Figure | None:
         if several:
             _draw_saturation_rows(axes[3], runs, looks)
         else:
+            if changes:
+                _draw_changes(axes[3], runs[0], handles)
             _shade_saturation(axes, runs[0], handles)
         kept.set_title("Rollouts kept")
         kept.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -292,10 +297,19 @@ def _draw_authority(
         for column in (up, down):
             axis.plot(run.steps[both], column[both], color=GREEN, lw=0.7, alpha=0.7)
         handles["within reach"] = Patch(facecolor=GREEN, alpha=0.3, lw=0)
-    if run.has("entropy/predicted_change"):
-        handles["predicted change of the choice made"] = line(
-            axis, run, "entropy/predicted_change", color=INK, lw=1.0
+    if run.has("entropy/chosen_change"):
+        handles["change that was chosen"] = line(
+            axis, run, "entropy/chosen_change", color=INK, lw=1.0
         )
+
+
+def _draw_changes(axis: Axes, run: Run, handles: dict[str, Any]) -> None:
+    axis.set_title("Change until the next batch (nats)")
+    axis.axhline(0, color=SHADE, linewidth=0.8, zorder=0.5)
+    handles["realised change, one standard error"] = points(
+        axis, run, REALISED, color=SKY, markersize=2.5, stderr_alpha=0.35, linestyle="none"
+    )
+    handles["predicted change"] = line(axis, run, "entropy/predicted_change", color=BLUE, lw=1.3)
 
 
 def _shade_saturation(axes: Sequence[Axes], run: Run, handles: dict[str, Any]) -> None:
