@@ -301,8 +301,8 @@ class EntropyController:
         return self.goal.target(step)
 
     def _follow_scale(self, sums: RolloutSums, effect: Tensor) -> None:
-        """Slow average of the mean size of the effects that carry a vote."""
-        votes = effect[sums.votes]
+        """Slow average of the mean size of the effects that carry a vote, or may join the vote."""
+        votes = effect[sums.votes] if bool(sums.votes.any()) else effect[effect != 0]
         if len(votes) == 0:
             return
         size = float(votes.abs().mean())

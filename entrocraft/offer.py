@@ -37,8 +37,8 @@ class Offer:
     @property
     def size(self) -> float:
         """Sum of the absolute effects over all steps of the batch."""
-        _, votes = self.judge(0.0)
-        return float((self.unit * self.ballot.advantages)[votes].abs().sum())
+        verdict, votes = self.judge(0.0)
+        return float((self.unit * verdict.advantages)[votes].abs().sum())
 
     def judge(self, pressure: float) -> tuple[Verdict, Tensor]:
         """Verdict, and the rollouts (B,) bool that carry a vote in it."""
