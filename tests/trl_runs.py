@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -139,6 +140,8 @@ def make_trainer(kind: str = "grpo", cls: type | None = None, **settings: Any) -
         "disable_tqdm": True,
         "beta": 0.0,
     } | settings
+    # transformers 4 leaves the precision of one trainer in the environment of the next
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         arguments = CONFIGS[kind](**config)
