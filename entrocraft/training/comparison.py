@@ -24,7 +24,7 @@ from entrocraft.training.directory import RunDirectory
 from entrocraft.training.parsing import config_from_mapping
 from entrocraft.training.recorder import read_records
 
-__all__ = ["Cell", "CompareConfig", "compare", "run_cells"]
+__all__ = ["Cell", "CompareConfig", "compare", "merge", "run_cells"]
 
 _POLL_SECONDS = 0.5
 
