@@ -10,7 +10,7 @@ from torch import Tensor
 
 from entrocraft.rollouts import RolloutBatch, RolloutSums
 
-__all__ = ["Clock", "Decision", "EntropyControlWarning", "EntropyMethod"]
+__all__ = ["Clock", "Decision", "EntropyControlWarning", "EntropyMethod", "ExtraRollouts"]
 
 _USUAL_MOMENTUM = 0.9  # Adam's, where the trainer does not tell
 
@@ -30,6 +30,8 @@ class Decision:
             rule `switch` puts raw rewards in their place).
         metrics: the keys of docs/metrics.md.
         useful: number of rollouts that carry a gradient: kept, with tokens and an advantage not 0.
+        settings: options of the trainer, by its own names, for the updates of this batch.
+        extra: rollouts that the adapter is to add to this batch, or None.
     """
 
     weights: Tensor
@@ -37,6 +39,32 @@ class Decision:
     advantages: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
     useful: int = 0
+    settings: dict[str, float] = field(default_factory=dict)
+    extra: ExtraRollouts | None = None
+
+
+@dataclass(frozen=True)
+class ExtraRollouts:
+    """More rollouts for a part of the batch's prompts, sampled at another temperature.
+
+    Those that beat their group by more than `least_advantage` take the places of the batch's first
+    rollouts and are trained on with `advantage`.
+
+    Attributes:
+        share: part of the batch's prompts, in (0, 1]; the first ones.
+        temperature: sampling temperature.
+        rows: rollouts to take over, at most.
+        taken: part of those, in [0, 1], that is taken over.
+        least_advantage: what the estimator's advantage has to exceed.
+        advantage: to train on.
+    """
+
+    share: float
+    temperature: float
+    rows: int
+    taken: float = 1.0
+    least_advantage: float = 0.0
+    advantage: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +113,12 @@ class Clock:
 class EntropyMethod(Protocol):
     """Anything that turns a rollout batch into advantages; the controller is one.
 
-    A method may also have `refresh` (an int, for the level `gradient`), and `remeasure` (a bool)
-    with `realised(change, stderr, trained)`; see `EntropyController`.
+    A method may also have
+
+    - `refresh` (an int, for the level `gradient`), and `remeasure` (a bool) with
+      `realised(change, stderr, trained)`; see `EntropyController`;
+    - `trainer_options`, `reweigh(tokens)`, `bonus_entropy(logits)` and `stepped(bonus)`; see
+      `entrocraft.methods.Peer`.
     """
 
     @property

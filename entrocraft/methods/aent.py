@@ -1,0 +1,103 @@
+"""A bonus on the entropy of the likely part of the vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entrocraft.methods.base import Peer, Reading, checked, peer
+
+__all__ = ["AEnt"]
+
+
+@peer("aent")
+class AEnt(Peer):
+    """AEnt: ``L = L_policy - c mean_t Hc_t`` with an adaptive c.
+
+    Hc is the clamped entropy: of each distribution the ``floor(V clamp)`` least likely tokens are
+    dropped and the rest is normalised anew. After `warmup` optimiser steps::
+
+        c <- clip(c - rate (min(0, Hc - low) + max(0, Hc - high)), smallest, largest)
+
+    c never is negative, so AEnt can weaken its bonus but not push entropy down. With a schedule as
+    target, low and high are both the target, and the entropy that the schedule speaks of, that of
+    the whole vocabulary, takes the place of Hc in this rule.
+
+    Source: Shen, AEnt (arXiv 2509.03493); AReaL's recipe: c 0.001, clamp 0.2, bounds 0.1 and 0.5,
+    rate 0.001, box [1e-5, 0.01]. TRL's own entropy bonus does the rest.
+
+    Args:
+        bonus: c at the start.
+        clamp: share of the vocabulary that is dropped.
+        low: c rises while Hc is below, nats.
+        high: c falls while Hc is above, nats.
+        rate: change of c per nat and optimiser step.
+        smallest: least c.
+        largest: greatest c.
+        warmup: optimiser steps before c moves.
+    """
+
+    follows = True
+    coefficient = "rate"
+
+    def __init__(
+        self,
+        schedule: Any = None,
+        *,
+        bonus: float = 0.001,
+        clamp: float = 0.2,
+        low: float = 0.1,
+        high: float = 0.5,
+        rate: float = 0.001,
+        smallest: float = 1e-5,
+        largest: float = 0.01,
+        warmup: int = 0,
+    ) -> None:
+        super().__init__(schedule)
+        self.clamp = checked(self, "clamp", clamp, 0, 0.999)
+        self.low = checked(self, "low", low, 0)
+        self.high = checked(self, "high", high, low)
+        self.rate = checked(self, "rate", rate, above=0)
+        self.smallest = checked(self, "smallest", smallest, above=0)
+        self.largest = checked(self, "largest", largest, smallest)
+        self.warmup = int(checked(self, "warmup", warmup, 0))
+        self._bonus = checked(self, "bonus", bonus, smallest, largest)
+        self._steps = 0
+        self._error: float | None = None
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        return {"entropy_coef": self._bonus, "use_adaptive_entropy": False}
+
+    def settings(self, reading: Reading) -> dict[str, float]:
+        if self.goal.schedule is not None:
+            self._error = reading.error
+        return {"entropy_coef": self._bonus}
+
+    def bonus_entropy(self, logits: Tensor) -> Tensor:
+        """(n, V) logits at the sampling temperature -> (n,) clamped entropies in nats."""
+        kept = logits.shape[-1] - int(logits.shape[-1] * self.clamp)
+        log_p = logits.topk(kept, dim=-1).values.log_softmax(-1)
+        # masked before the product, as 0 * -inf has no derivative either
+        return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
+
+    def stepped(self, bonus: float) -> dict[str, float]:
+        """Adapt c after an optimiser step, whose mean clamped entropy was `bonus`."""
+        self._steps += 1
+        if self._steps > self.warmup:
+            low, high = min(0.0, bonus - self.low), max(0.0, bonus - self.high)
+            error = low + high if self._error is None else self._error
+            self._bonus = min(self.largest, max(self.smallest, self._bonus - self.rate * error))
+        return {"entropy_coef": self._bonus}
+
+    def report(self) -> dict[str, float]:
+        return {"entropy/bonus": self._bonus}
+
+    def memory(self) -> dict[str, Any]:
+        return {"bonus": self._bonus, "steps": self._steps, "error": self._error}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        self._bonus, self._steps = float(memory["bonus"]), int(memory["steps"])
+        self._error = None if memory["error"] is None else float(memory["error"])

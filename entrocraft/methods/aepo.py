@@ -1,0 +1,62 @@
+"""Successes sampled at another temperature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from entrocraft.method import ExtraRollouts
+from entrocraft.methods.base import Peer, Reading, checked, peer
+
+__all__ = ["AEPO"]
+
+
+@peer("aepo")
+class AEPO(Peer):
+    """Arbitrary entropy policy optimisation: hot successes raise entropy, cold ones lower it.
+
+    A share of the batch's prompts is sampled once more, hot if H <= h and cold if not. Of these
+    rollouts those with an advantage above 0.05, `rows` at most and half of them if H > h, take the
+    places of the batch's first rollouts and are trained on with advantage 1.
+
+    Source: AEPO (arXiv 2510.08141); repository 597358816/AEPO: target 0.5, temperatures 1.2 and
+    0.8, a quarter of the prompts, 60 rows. There H is the last step's, here the batch's own. The
+    extra rollouts come on top of the batch: a quarter more to generate by default.
+
+    Args:
+        hot: temperature while entropy is at or below the target.
+        cold: temperature while it is above.
+        share: part of the prompts that are sampled again.
+        rows: rollouts to take over, at most.
+        least_advantage: what their advantage has to exceed.
+    """
+
+    follows = True
+    own_target = 0.5
+    coefficient = "rows"
+
+    def __init__(
+        self,
+        schedule: Any = None,
+        *,
+        hot: float = 1.2,
+        cold: float = 0.8,
+        share: float = 0.25,
+        rows: int = 60,
+        least_advantage: float = 0.05,
+    ) -> None:
+        super().__init__(schedule)
+        self.hot = checked(self, "hot", hot, above=0)
+        self.cold = checked(self, "cold", cold, above=0)
+        self.share = checked(self, "share", share, high=1, above=0)
+        self.rows = int(checked(self, "rows", rows, 1))
+        self.least_advantage = checked(self, "least_advantage", least_advantage)
+
+    def extra(self, reading: Reading) -> ExtraRollouts:
+        above = reading.error > 0
+        return ExtraRollouts(
+            share=self.share,
+            temperature=self.cold if above else self.hot,
+            rows=self.rows,
+            taken=0.5 if above else 1.0,
+            least_advantage=self.least_advantage,
+        )

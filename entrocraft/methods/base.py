@@ -1,0 +1,315 @@
+"""What every peer is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from entrocraft import schedules
+from entrocraft.acceptance import SUCCESS
+from entrocraft.goal import Goal
+from entrocraft.method import Clock, Decision, ExtraRollouts
+from entrocraft.rollouts import RolloutBatch, RolloutSums
+from entrocraft.tokens import TokenBatch
+
+__all__ = [
+    "PEERS",
+    "UNCLIPPED",
+    "Peer",
+    "Reading",
+    "TokenPeer",
+    "checked",
+    "peer",
+    "required_rewards",
+    "successes",
+    "without_the_rest",
+]
+
+UNCLIPPED = {"epsilon": 1e9, "epsilon_high": 1e9, "importance_sampling_level": "token"}
+"""Trainer options that leave clipping to the method: no ratio reaches such a bound."""
+
+PEERS: dict[str, type[Peer]] = {}
+"""Every peer by name."""
+
+_Class = TypeVar("_Class", bound="type[Peer]")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a decision starts from: optimiser step, entropy of the batch, target (nats per token).
+
+    `target` is None for a method that was given none.
+    """
+
+    step: int
+    measured: float
+    target: float | None
+
+    @property
+    def error(self) -> float:
+        """Measured minus target, nats per token."""
+        assert self.target is not None, "only a method that follows a target asks for the error"
+        return self.measured - self.target
+
+
+class Peer:
+    """A published method behind the interface of `EntropyMethod`.
+
+    As it stands it observes and changes nothing. Peers fill in what they need:
+
+    - `trainer_options`: options of the trainer, by TRL's names, for the whole run;
+    - `settings`: options of the trainer for the updates of one batch;
+    - `advantages`: (B,) advantages in place of the estimator's;
+    - `extra`: rollouts at another temperature that join the batch;
+    - `reweigh` (`TokenPeer`): token advantages (b, T);
+    - `bonus_entropy` and `stepped`: what the trainer's entropy bonus averages instead of entropy.
+
+    Args:
+        schedule: target entropy as for `EntropyController`; a reference in the log for methods
+            that follow none.
+
+    Attributes:
+        name: in the registry.
+        follows: whether the method steers entropy towards a target.
+        own_target: the target without a schedule, nats per token.
+        coefficient: the method's main number, which a fair comparison tries several values of;
+            None if there is none.
+    """
+
+    name: ClassVar[str] = ""
+    own_target: ClassVar[float | None] = None
+    follows: ClassVar[bool] = False
+    coefficient: ClassVar[str | None] = None
+
+    def __init__(self, schedule: schedules.Schedule | str | float | None = None) -> None:
+        self.goal = Goal(self.own_target if schedule is None else schedule)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(schedule={self.goal.schedule!r})"
+
+    @property
+    def effect(self) -> str | None:
+        """Effect level whose token sensitivities the method reads, or None."""
+        return None
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        """Options of the trainer, by TRL's names; they hold for the whole run."""
+        return {}
+
+    def prepare(self, *, vocabulary: int | None = None, steps: int | None = None) -> None:
+        """Check the schedule against the vocabulary and the run's length, before any update.
+
+        Raises:
+            ValueError: a target that is negative, not finite or above log(vocabulary).
+        """
+        self.goal.prepare(vocabulary, steps)
+
+    def target(self, step: int) -> float | None:
+        """Target entropy at an optimiser step, nats per token; None while it is not known."""
+        return self.goal.target(step)
+
+    def decide(self, batch: RolloutBatch | RolloutSums, **clock: Any) -> Decision:
+        """Decide on one rollout batch; see `EntropyController.decide`.
+
+        Raises:
+            ValueError: a batch or a target that makes no sense; nothing was changed.
+        """
+        moment = Clock.of(batch, clock)
+        sums = batch.sums() if isinstance(batch, RolloutBatch) else batch
+        if sums.total_tokens == 0:
+            raise ValueError(
+                "the batch has no response token inside its mask, so it has no entropy; check the "
+                "mask (true on response tokens)"
+            )
+        before = self.state_dict()
+        try:
+            return self._decide(sums, moment.step)
+        except BaseException:
+            self.load_state_dict(before)
+            raise
+
+    def _decide(self, sums: RolloutSums, step: int) -> Decision:
+        measured, stderr = sums.mean_entropy(), sums.entropy_stderr()
+        self.goal.anchor(measured)
+        reading = Reading(step, measured, self.goal.target(step))
+        metrics = {"entropy/measured": measured}
+        if math.isfinite(stderr):
+            metrics["entropy/measured_stderr"] = stderr
+        if reading.target is not None:
+            metrics["entropy/target"] = reading.target
+        advantages = self.advantages(sums, reading)
+        trained = (advantages != 0) & (sums.tokens > 0)
+        count, kept = int(sums.votes.sum()), int((sums.votes & trained).sum())
+        metrics["entropy/kept_fraction"] = kept / count if count else 1.0
+        metrics["entropy/empty"] = float(not bool(trained.any()))
+        settings, extra = self.settings(reading), self.extra(reading)
+        metrics |= self.report()
+        weights = (trained | (sums.advantages == 0)).double()
+        return Decision(
+            weights,
+            weights.clone(),
+            advantages,
+            metrics,
+            useful=int(trained.sum()),
+            settings=settings,
+            extra=extra,
+        )
+
+    # What peers fill in ---------------------------------------------------------------------
+
+    def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
+        """(B,) float64 advantages to train on."""
+        return sums.advantages.clone()
+
+    def settings(self, reading: Reading) -> dict[str, float]:
+        """Options of the trainer for the updates of this batch."""
+        return {}
+
+    def extra(self, reading: Reading) -> ExtraRollouts | None:
+        """Rollouts that are to join this batch."""
+        return None
+
+    def report(self) -> dict[str, float]:
+        """Numbers of the method's own for the log, under ``entropy/``."""
+        return {}
+
+    def memory(self) -> dict[str, Any]:
+        """Everything the method remembers besides its target's anchor, JSON-serialisable."""
+        return {}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Take back what `memory` gave."""
+
+    # State ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs, for JSON."""
+        return {
+            "version": 1,
+            "method": self.name,
+            "goal": self.goal.state_dict(),
+            "memory": self.memory(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave.
+
+        Raises:
+            ValueError: not a state of this method; nothing was changed.
+        """
+        if not isinstance(state, dict) or state.get("version") != 1:
+            raise ValueError(
+                f"not a state of the method {self.name!r}: {str(state)[:200]}; was the checkpoint "
+                "written by another method or version of entrocraft?"
+            )
+        if state.get("method") != self.name:
+            raise ValueError(
+                f"the checkpoint was written by the method {state.get('method')!r}, not by "
+                f"{self.name!r}; resume with the method that wrote it"
+            )
+        self.goal.load_state_dict(state["goal"])
+        self.recall(state["memory"])
+
+
+class TokenPeer(Peer):
+    """A method that weighs tokens.
+
+    Attributes:
+        scope: "update": `reweigh` sees each micro-batch on its way into the loss, under the present
+            policy. "batch": it sees the rollouts of a batch once, before the first update.
+    """
+
+    scope: ClassVar[str] = "update"
+
+    def reweigh(self, tokens: TokenBatch) -> Tensor:
+        """(b, T) advantages of the tokens.
+
+        The trainer's loss multiplies them by the importance ratio, so that a token adds
+        ``-A_t ratio_t grad log p_t`` to the gradient; whatever gradient a method asks for can be
+        written as such an A_t.
+        """
+        raise NotImplementedError
+
+
+def peer(name: str) -> Callable[[_Class], _Class]:
+    """Register a class as the method of this name."""
+
+    def register(method: _Class) -> _Class:
+        if name in PEERS:
+            raise ValueError(f"there is a method {name!r} already: {PEERS[name].__qualname__}")
+        method.name = name
+        PEERS[name] = method
+        return method
+
+    return register
+
+
+def checked(
+    owner: Peer,
+    name: str,
+    value: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+) -> float:
+    """Return a number of a method's configuration.
+
+    Raises:
+        ValueError: it is not finite, outside [low, high], or not above `above`.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and math.isfinite(value) and low <= value <= high and value > above:
+        return value
+    bounds = [
+        text
+        for text, wanted in (
+            (f"at least {low:g}", low > -math.inf),
+            (f"above {above:g}", above > -math.inf),
+            (f"at most {high:g}", high < math.inf),
+        )
+        if wanted
+    ]
+    raise ValueError(
+        f"{owner.name}: {name} is {value!r}; use a finite number"
+        + (f" {' and '.join(bounds)}" if bounds else "")
+    )
+
+
+def required_rewards(owner: Peer, sums: RolloutSums) -> Tensor:
+    """(B,) raw rewards, NaN where a rollout could not be scored.
+
+    Raises:
+        ValueError: the batch has none.
+    """
+    if sums.rewards is None:
+        raise ValueError(
+            f"the method {owner.name!r} trains on raw rewards; put RolloutBatch.rewards (B,) into "
+            "the batch"
+        )
+    return sums.rewards
+
+
+def successes(owner: Peer, sums: RolloutSums) -> tuple[Tensor, Tensor]:
+    """(B,) bool twice: rollouts whose reward is a success, and those whose reward is none.
+
+    A reward of at least 0.5 is a success, so rewards in {0, 1} and in {-1, 1} mean the same; a
+    rollout that could not be scored is neither.
+    """
+    rewards = required_rewards(owner, sums)
+    return rewards >= SUCCESS, rewards < SUCCESS
+
+
+def without_the_rest(advantages: Tensor, sums: RolloutSums) -> Tensor:
+    """Advantages (B,) as if rollouts with advantage 0 had been dropped from the batch.
+
+    Zeroed rollouts stay in the loss's denominator; scaling by tokens / kept tokens takes them out
+    of it (exact for the token mean, TRL's default).
+    """
+    kept = float(sums.tokens[advantages != 0].sum())
+    return advantages * (sums.total_tokens / kept) if kept else torch.zeros_like(advantages)

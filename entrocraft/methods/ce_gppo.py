@@ -1,0 +1,66 @@
+"""Bounded gradient for tokens that PPO's clip would stop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entrocraft.methods.base import UNCLIPPED, TokenPeer, checked, peer
+from entrocraft.tokens import TokenBatch
+
+__all__ = ["CEGPPO"]
+
+
+@peer("ce_gppo")
+class CEGPPO(TokenPeer):
+    """CE-GPPO: clipped tokens keep a gradient of fixed size; with r the token's ratio::
+
+        A < 0, r < 1 - low:    L = -beta1 (1 - low) / sg(r) r A
+        A > 0, r > 1 + high:   L = -beta2 (1 + high) / sg(r) r A
+        else:                  L = -r A, without gradient where A < 0 and r > dual
+
+    Source: CE-GPPO (arXiv 2509.20712), Kwai-Klear: beta1 0.5 for 1.5B and 0.75 for 7B models,
+    beta2 1, clip 0.2 both ways, dual clip 3.
+
+    Args:
+        beta1: weight of punished tokens below the clip.
+        beta2: weight of rewarded tokens above the clip.
+        low: clip below 1 - low.
+        high: clip above 1 + high.
+        dual: largest ratio at which a punished token trains.
+    """
+
+    coefficient = "beta1"
+
+    def __init__(
+        self,
+        schedule: Any = None,
+        *,
+        beta1: float = 0.5,
+        beta2: float = 1.0,
+        low: float = 0.2,
+        high: float = 0.2,
+        dual: float = 3.0,
+    ) -> None:
+        super().__init__(schedule)
+        self.beta1 = checked(self, "beta1", beta1, 0)
+        self.beta2 = checked(self, "beta2", beta2, 0)
+        self.low = checked(self, "low", low, 0, 1)
+        self.high = checked(self, "high", high, 0)
+        self.dual = checked(self, "dual", dual, above=1)
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        return dict(UNCLIPPED)
+
+    def reweigh(self, tokens: TokenBatch) -> Tensor:
+        advantages, ratio = tokens.token_advantages, tokens.ratio
+        below = (advantages < 0) & (ratio < 1 - self.low)
+        above = (advantages > 0) & (ratio > 1 + self.high)
+        stopped = (advantages < 0) & (ratio > self.dual)
+        weight = torch.ones_like(ratio)
+        weight = torch.where(below, self.beta1 * (1 - self.low) / ratio, weight)
+        weight = torch.where(above, self.beta2 * (1 + self.high) / ratio, weight)
+        return torch.where(stopped, 0.0, advantages * weight)

@@ -1,0 +1,31 @@
+"""Rollouts of one prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from entrocraft.rollouts import RolloutSums
+
+if TYPE_CHECKING:
+    from entrocraft.methods.base import Peer
+
+__all__ = ["groups_of"]
+
+
+def groups_of(owner: Peer, sums: RolloutSums) -> Iterator[Tensor]:
+    """Row numbers of every group of rollouts of one prompt.
+
+    Raises:
+        ValueError: the batch does not say which rollouts belong together.
+    """
+    if sums.group is None:
+        raise ValueError(
+            f"the method {owner.name!r} compares the rollouts of a prompt; put RolloutBatch.group "
+            "(B,) into the batch"
+        )
+    for number in sums.group.unique():
+        yield torch.nonzero(sums.group == number)[:, 0]

@@ -1,0 +1,25 @@
+"""Failures alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from entrocraft.methods.base import Peer, Reading, peer, successes, without_the_rest
+from entrocraft.rollouts import RolloutSums
+
+__all__ = ["NSR"]
+
+
+@peer("nsr")
+class NSR(Peer):
+    """Negative sample reinforcement: ``A = R - 1`` with rewards 0 and 1; successes are dropped.
+
+    Source: Zhu et al., The Surprising Effectiveness of Negative Reinforcement (arXiv 2506.01347);
+    repository RLVR-Decomposed. It drops the rows, here they get advantage 0 and the others are
+    scaled by what that takes from the token mean. The public code of Entrocraft zeroes without
+    scaling.
+    """
+
+    def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
+        _, wrong = successes(self, sums)
+        return without_the_rest(-wrong.double(), sums)

@@ -1,0 +1,29 @@
+"""Raw rewards of the groups that disagree."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from entrocraft.methods.base import Peer, Reading, peer, successes
+from entrocraft.methods.groups import groups_of
+from entrocraft.rollouts import RolloutSums
+
+__all__ = ["ReinforceRej"]
+
+
+@peer("reinforce_rej")
+class ReinforceRej(Peer):
+    """``A = R`` (1 or -1), 0 in groups whose rollouts all succeeded or all failed.
+
+    Source: Xiong et al., A Minimalist Approach to LLM Reasoning (arXiv 2504.11343); repository
+    Minimal-RL, which zeroes groups with no spread of rewards, as here.
+    """
+
+    def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
+        right, wrong = successes(self, sums)
+        raw = right.double() - wrong.double()
+        mixed = torch.zeros_like(right)
+        for rows in groups_of(self, sums):
+            mixed[rows] = bool(right[rows].any()) and bool(wrong[rows].any())
+        return torch.where(mixed, raw, 0.0)

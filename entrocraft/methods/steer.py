@@ -1,0 +1,76 @@
+"""Less weight for tokens that would move entropy far."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entrocraft.methods.base import TokenPeer, checked, peer
+from entrocraft.tokens import TokenBatch
+
+__all__ = ["STEER"]
+
+_EPSILON = 1e-8
+_LEAST_RANGE = 0.02
+
+
+@peer("steer")
+class STEER(TokenPeer):
+    """STEER: each token's advantage times a weight that falls with its estimated entropy change.
+
+    ``change = |A / p_old * p (1 - p) (log p + H)|`` (p clamped to [1e-8, 1 - 1e-8]); over the
+    response tokens of a micro-batch,
+
+    - linear: from `most` at the smallest change to `least` at the largest;
+    - exponential: ``exp(-k change)``, ``k = -log(least) / max(largest change, 0.02)``, at least
+      `least` and at most 1.
+
+    Source: Rethinking Entropy Interventions in RLVR (arXiv 2510.10150); repository zz-haooo/STEER:
+    weights in [0.8, 1.2], clip 0.2 and 0.28, dual clip 10. Its variable speaks of a square where
+    the code has p (1 - p), as here.
+
+    Args:
+        mode: "linear" or "exponential".
+        least: smallest weight.
+        most: largest weight of the linear mode.
+    """
+
+    coefficient = "least"
+
+    def __init__(
+        self,
+        schedule: Any = None,
+        *,
+        mode: str = "linear",
+        least: float = 0.8,
+        most: float = 1.2,
+    ) -> None:
+        super().__init__(schedule)
+        if mode not in ("linear", "exponential"):
+            raise ValueError(f"steer: mode is {mode!r}; use 'linear' or 'exponential'")
+        self.mode = mode
+        self.least = checked(self, "least", least, high=1, above=0)
+        self.most = checked(self, "most", most, least)
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        return {"epsilon": 0.2, "epsilon_high": 0.28, "delta": 10.0}
+
+    def reweigh(self, tokens: TokenBatch) -> Tensor:
+        advantages, mask = tokens.token_advantages, tokens.mask
+        if not bool(mask.any()):
+            return advantages
+        p = tokens.logprobs.exp().clamp(_EPSILON, 1 - _EPSILON)
+        change = advantages / tokens.old_logprobs.exp().clamp(min=_EPSILON)
+        change = (change * p * (1 - p) * (p.log() + tokens.entropies)).abs()
+        smallest, largest = change[mask].min(), change[mask].max()
+        if self.mode == "linear":
+            spread = (largest - smallest).clamp(min=_EPSILON)
+            weight = self.most - (change - smallest) * (self.most - self.least) / spread
+        else:
+            rate = -math.log(self.least) / largest.clamp(min=_LEAST_RANGE)
+            weight = (-rate * change).exp().clamp(self.least, 1.0)
+        return torch.where(mask, advantages * weight, 0.0)
