@@ -10,14 +10,19 @@ import torch
 from accelerate.utils import broadcast, gather
 from torch import Tensor
 
+from entrocraft import schedules
 from entrocraft.controller import EntropyController
 from entrocraft.method import Decision, EntropyControlWarning, EntropyMethod
+from entrocraft.methods import METHODS, get_method
 from entrocraft.optimiser import StepResponse, optimiser_momentum
 from entrocraft.rollouts import RolloutBatch, RolloutSums
 from entrocraft.trl.checkpoint import EntropyControlState
+from entrocraft.trl.extra import join_extra_rollouts
 from entrocraft.trl.gradient import GradientReader
 from entrocraft.trl.odometer import Odometer
+from entrocraft.trl.options import apply_settings, with_options
 from entrocraft.trl.signals import SignalRecorder, Signals
+from entrocraft.trl.tokens import TokenHook
 
 _T = TypeVar("_T")
 _Trainer: Any = object  # for the type checker: the mixin's next class is one of TRL's trainers
@@ -36,10 +41,11 @@ class EntropyControlMixin(_Trainer):
     untouched.
 
     Args:
-        entropy_control: a schedule (text or callable), an `EntropyController`, any other entropy
-            method, or None: then the trainer is TRL's, bit for bit. Methods remember; give each
-            trainer one of its own. One with the effect level "gradient" may have an attribute
-            `refresh`: the number of decisions that share one direction in parameter space (1).
+        entropy_control: a schedule (text or callable), an `EntropyController`, the name of a peer
+            ("clip_cov", see `entrocraft.methods`), any other entropy method, or None: then the
+            trainer is TRL's, bit for bit. Methods remember; give each trainer one of its own. One
+            with the effect level "gradient" may have an attribute `refresh`: the number of
+            decisions that share one direction in parameter space (1).
 
     Attributes:
         entropy_control: the method, or None.
@@ -53,6 +59,10 @@ class EntropyControlMixin(_Trainer):
         # needed before TRL's constructor, which may already call what is overridden here
         self.entropy_control = None
         self.last_decision = None
+        self._tokens: TokenHook | None = None
+        if isinstance(entropy_control, str):
+            entropy_control = _from_text(entropy_control)
+        args, kwargs = with_options(super().__init__, args, kwargs, entropy_control)
         super().__init__(*args, **kwargs)
         if entropy_control is None:
             return
@@ -74,9 +84,11 @@ class EntropyControlMixin(_Trainer):
         if getattr(entropy_control, "remeasure", False):
             self._odometer = Odometer(self, self._signals)
             self.add_callback(self._odometer)
+        self._tokens = TokenHook.of(self, entropy_control)
         self.add_callback(EntropyControlState.of(entropy_control))
-        if getattr(self.args, "entropy_coef", 0.0) or getattr(
-            self.args, "use_adaptive_entropy", False
+        bonus = {"entropy_coef", "use_adaptive_entropy"}
+        if any(getattr(self.args, name, False) for name in bonus) and not bonus & set(
+            getattr(entropy_control, "trainer_options", ())
         ):
             warnings.warn(
                 "both entropy_control and TRL's entropy bonus (entropy_coef, use_adaptive_entropy) "
@@ -92,7 +104,14 @@ class EntropyControlMixin(_Trainer):
             model = args[0] if args else kwargs["model"]
             if self._signals.wants(self, model):
                 return self._signals.record(self, compute, args, kwargs)
+            if self._tokens is not None and self._tokens.inside:
+                return self._tokens.forward(self, compute, args, kwargs)
         return compute(*args, **kwargs)
+
+    def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
+        if self._tokens is None or not self.model.training:
+            return super()._compute_loss(model, inputs)
+        return self._tokens.loss(self, super()._compute_loss, model, inputs)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         per_function = super()._calculate_rewards(*args, **kwargs)
@@ -112,7 +131,12 @@ class EntropyControlMixin(_Trainer):
             return output
         with self._signals.listening():
             output = super()._generate_and_score_completions(inputs)
+        before = self.last_decision
         self._decide_on(output)
+        decision = self.last_decision
+        if decision is not None and decision is not before and decision.extra is not None:
+            generate = super()._generate_and_score_completions
+            join_extra_rollouts(self, generate, inputs, output, decision.extra)
         return output
 
     def _decide_on(self, output: dict[str, Any]) -> None:
@@ -161,6 +185,9 @@ class EntropyControlMixin(_Trainer):
         start = self.accelerator.process_index * len(advantages)
         output["advantages"] = ready[start : start + len(advantages)]
         self.last_decision = decision
+        apply_settings(self, decision.settings)
+        if self._tokens is not None:
+            self._tokens.decided(self, output, mask, signals)
         if self._odometer is not None:
             self._odometer.depart(output, mask, signals, optimiser_steps)
         for name, value in decision.metrics.items():
@@ -213,3 +240,23 @@ class EntropyControlMixin(_Trainer):
     def _log_kept(self, kept: list[bool | None]) -> None:
         """Fill the column `kept` of the completions table, row by row like TRL's own columns."""
         self._logs["extra"]["kept"].extend(kept)
+
+
+def _from_text(text: str) -> Any:
+    """Return the peer of this name, or the text if it is a schedule.
+
+    Raises:
+        ValueError: neither of both.
+    """
+    if text in METHODS:
+        return get_method(text)
+    try:
+        schedules.from_string(text)
+    except ValueError as error:
+        if "(" in text:
+            raise
+        raise ValueError(
+            f"entropy_control={text!r} is neither a schedule such as 'linear(0.6, 0.3, 300)' nor a "
+            f"method; methods are {', '.join(METHODS)}"
+        ) from error
+    return text

@@ -1,0 +1,121 @@
+"""Rollouts at another temperature that join a generation batch of TRL's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entrocraft.method import ExtraRollouts
+
+__all__ = ["join_extra_rollouts"]
+
+# what padding looks like; completions grow to the right, prompts to the left
+_PROMPT = ("prompt_ids", "prompt_mask")
+_COMPLETION = {
+    "completion_mask": 0,
+    "old_per_token_logps": 0.0,
+    "ref_per_token_logps": 0.0,
+    "sampling_per_token_logps": 0.0,
+    "importance_sampling_ratio": 1.0,
+    "tool_mask": 1,
+}
+_ROWS = ("advantages", "old_logps")
+
+
+def join_extra_rollouts(
+    trainer: Any,
+    generate: Callable[[Any], dict[str, Any]],
+    inputs: list[dict[str, Any]],
+    output: dict[str, Any],
+    extra: ExtraRollouts,
+) -> int:
+    """Sample again and put the best of it into `output`; every process does its share.
+
+    Args:
+        trainer: one of ours.
+        generate: TRL's `_generate_and_score_completions`.
+        inputs: this process's part of the generation batch.
+        output: what TRL made of it; the first rows are replaced.
+
+    Returns:
+        How many rows were replaced on this process.
+
+    Raises:
+        ValueError: a batch with columns that cannot be joined, such as images.
+    """
+    group = trainer.num_generations
+    prompts, rest = divmod(len(inputs), group)
+    # where a group is spread over processes only the whole batch keeps groups together
+    rows = len(inputs) if rest else max(1, round(extra.share * prompts)) * group
+    with _temperature(trainer, extra.temperature), _unlogged(trainer):
+        more = generate(inputs[:rows])
+    good = torch.nonzero(more["advantages"] > extra.least_advantage)[:, 0]
+    limit = max(1, extra.rows // trainer.accelerator.num_processes)
+    good = good[: int(extra.taken * min(limit, len(good)))]
+    pad = trainer.processing_class.pad_token_id
+    known = {*_PROMPT, "completion_ids", *_COMPLETION, *_ROWS, "num_items_in_batch"}
+    if unknown := sorted((set(output) | set(more)) - known):
+        raise ValueError(
+            f"rollouts with {', '.join(unknown)} cannot be joined by others; use a method that "
+            "samples nothing of its own"
+        )
+    for name in (*_PROMPT, "completion_ids", *_COMPLETION):
+        if name not in output:
+            continue
+        value = _COMPLETION.get(name, 0 if name == "prompt_mask" else pad)
+        output[name] = _joined(output[name], more[name][good], value, left=name in _PROMPT)
+    for name in _ROWS:
+        if name in output:
+            output[name] = output[name].clone()
+            output[name][: len(good)] = more[name][good]
+    output["advantages"][: len(good)] = extra.advantage
+    mask = output["completion_mask"]
+    if "tool_mask" in output:
+        mask = mask * output["tool_mask"]
+    if "num_items_in_batch" in output:
+        output["num_items_in_batch"] = trainer.accelerator.gather(mask.sum()).sum()
+    return len(good)
+
+
+def _joined(rows: Tensor, new: Tensor, value: float, left: bool) -> Tensor:
+    """Replace the first rows of (B, T) by `new` (n, T'), both padded to the longer of the two."""
+    width = max(rows.shape[1], new.shape[1])
+
+    def padded(part: Tensor) -> Tensor:
+        short = width - part.shape[1]
+        return torch.nn.functional.pad(part, (short, 0) if left else (0, short), value=value)
+
+    return torch.cat([padded(new), padded(rows)[len(new) :]])
+
+
+@contextmanager
+def _temperature(trainer: Any, temperature: float) -> Iterator[None]:
+    """Sample at another temperature inside this block; log-probabilities stay at the usual one."""
+    names = ("generation_config", "vllm_generation")
+    samplers = [getattr(trainer, name) for name in names if hasattr(trainer, name)]
+    before = [sampler.temperature for sampler in samplers]
+    for sampler in samplers:
+        sampler.temperature = temperature
+    try:
+        yield
+    finally:
+        for sampler, usual in zip(samplers, before, strict=True):
+            sampler.temperature = usual
+
+
+@contextmanager
+def _unlogged(trainer: Any) -> Iterator[None]:
+    """Keep rollouts made inside this block out of the trainer's reward and completion logs."""
+    metrics = {name: list(values) for name, values in trainer._metrics["train"].items()}
+    logs = copy.deepcopy(trainer._logs)
+    try:
+        yield
+    finally:
+        trainer._metrics["train"].clear()
+        trainer._metrics["train"].update(metrics)
+        trainer._logs = logs
