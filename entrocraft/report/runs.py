@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from entrocraft.methods import METHODS, follows_target
+
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 
@@ -80,7 +82,7 @@ class Run:
 
     @property
     def rule(self) -> str | None:
-        """The acceptance rule by name, None when nothing chose between rollouts."""
+        """The acceptance rule or peer by name, None when nothing chose between rollouts."""
         rule = self.control.get("rule")
         return None if rule is None or str(rule).lower() in {"", "none", "null"} else str(rule)
 
@@ -88,11 +90,11 @@ class Run:
     def controlled(self) -> bool:
         """Whether entropy was steered, so that the target was a target and not a reference.
 
-        The configuration decides. A run whose configuration names no rule counts as controlled
-        when it logged a pressure other than zero.
+        The configuration decides: of the peers only some steer. A run whose configuration names no
+        rule counts as controlled when it logged a pressure other than zero.
         """
         if "rule" in self.control:
-            return self.rule is not None
+            return self.rule is not None and (self.rule not in METHODS or follows_target(self.rule))
         return bool((np.abs(self.points("entropy/pressure")[1]) > 0).any())
 
     @property

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from entrocraft import methods
+from entrocraft.acceptance import RULES
 from entrocraft.controller import EntropyController
+from entrocraft.method import EntropyMethod
 
 __all__ = [
     "ControlConfig",
@@ -39,7 +42,9 @@ class ControlConfig:
     """Which entropy curve, and by which rule.
 
     Args:
-        rule: tilt, sign, switch; or null: plain RL that logs the same numbers.
+        rule: tilt, sign, switch; a peer by its name, such as clip_cov; or null: plain RL that logs
+            the same numbers.
+        options: the peer's own options, e.g. {ratio: 0.001}; the keys below are not for peers.
         schedule: target entropy in nats per token over optimiser steps, for example
             "linear(0.6, 0.3, 300)"; "initial" stands for the first measured entropy.
         effect: sign, sampled, logit or gradient; null takes the rule's own.
@@ -55,6 +60,7 @@ class ControlConfig:
     """
 
     rule: str | None = "tilt"
+    options: dict[str, Any] = field(default_factory=dict)
     schedule: str = "linear(initial, 0.6*initial, 150)"
     effect: str | None = None
     band: float = 0.05
@@ -67,9 +73,34 @@ class ControlConfig:
     refresh: int = 1
     remeasure: bool | None = None
 
-    def build(self, seed: int) -> EntropyController:
-        """Make the controller; with rule null it observes and rejects nothing."""
-        return EntropyController(**dataclasses.asdict(self), seed=seed)
+    def build(self, seed: int) -> EntropyMethod:
+        """Make the method; with rule null it observes and rejects nothing.
+
+        Raises:
+            ValueError: settings that cannot be met, or that this method does not have.
+        """
+        keys = dataclasses.asdict(self)
+        options = keys.pop("options")
+        if self.rule is None or self.rule in RULES:
+            if options:
+                raise ValueError(
+                    f"control.options is {options}; the rule {self.rule!r} has keys of control "
+                    "itself, options are for peers"
+                )
+            return EntropyController(**keys, seed=seed)
+        if self.rule not in methods.METHODS:
+            names = ", ".join([*RULES, *methods.METHODS])
+            raise ValueError(f"unknown rule {self.rule!r}; choose null or one of {names}")
+        defaults = dataclasses.asdict(ControlConfig())
+        for key in keys.keys() - {"rule", "schedule"}:
+            if keys[key] != defaults[key]:
+                raise ValueError(
+                    f"control.{key} is {keys[key]!r}; the method {self.rule!r} does not have it, "
+                    "its own options go into control.options"
+                )
+        if "seed" in methods.options_of(self.rule):
+            options = {"seed": seed} | options
+        return methods.get_method(self.rule, self.schedule, **options)
 
 
 @dataclass
