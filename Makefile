@@ -1,23 +1,27 @@
 # make demo    train three ways side by side and draw report.html
-# make test    everything that CI runs: lint, types, tests, tests on the oldest supported TRL
+# make test    everything that CI runs: lint, types, tests, tests on the oldest supported TRL and on verl
 # make help    the rest
 
 PYTHON ?= python3
 VENV ?= .venv
 OLD_VENV ?= .venv-oldest-trl
+VERL_VENV ?= .venv-verl
 BIN := $(VENV)/bin
 # one thread a process: on few cores, processes side by side beat threads
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo study tracking plant cost install test test-current test-oldest-trl lint types format constraints clean
+.PHONY: help demo study tracking peers plant cost install test test-current test-oldest-trl test-verl lint types \
+	format constraints clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 	@echo "make study        the demo's comparison over 3 seeds, three times the work"
 	@echo "make tracking     the tracking study, hours of work; stop it and go on at will"
+	@echo "make peers        every published method on the same work, hours of it; the same holds"
 	@echo "make plant cost   the loops on simulated plants; what control costs in time"
 	@echo "make test-current tests in the pinned environment only; ARGS goes to pytest"
+	@echo "make test-verl    tests that need verl, in an environment of its own; ARGS goes to pytest"
 	@echo "make lint types   ruff and mypy"
 	@echo "make format       ruff format"
 	@echo "make constraints  resolve constraints.txt anew (needs uv)"
@@ -31,6 +35,9 @@ study: $(VENV)/.ready
 
 tracking: $(VENV)/.ready
 	$(BIN)/python benchmarks/tracking.py
+
+peers: $(VENV)/.ready
+	$(BIN)/entrocraft compare benchmarks/peers.yaml
 
 plant cost: $(VENV)/.ready
 	$(BIN)/python benchmarks/$@.py
@@ -46,7 +53,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-test: lint types test-current test-oldest-trl
+test: lint types test-current test-oldest-trl test-verl
 
 test-current: $(VENV)/.ready
 	$(BIN)/python -m pytest $(ARGS)
@@ -59,6 +66,16 @@ $(OLD_VENV)/.ready: pyproject.toml constraints.txt constraints-oldest-trl.txt
 	$(PYTHON) -m venv $(OLD_VENV)
 	$(OLD_VENV)/bin/python -m pip install --quiet --constraint constraints-oldest-trl.txt torch
 	$(OLD_VENV)/bin/python -m pip install --quiet --constraint constraints-oldest-trl.txt --editable '.[dev]'
+	@touch $@
+
+# verl pins transformers, so it has an environment of its own
+test-verl: $(VERL_VENV)/.ready
+	$(VERL_VENV)/bin/python -m pytest tests/test_*verl*.py $(ARGS)
+
+$(VERL_VENV)/.ready: pyproject.toml constraints.txt constraints-verl.txt
+	$(PYTHON) -m venv $(VERL_VENV)
+	$(VERL_VENV)/bin/python -m pip install --quiet --constraint constraints-verl.txt torch
+	$(VERL_VENV)/bin/python -m pip install --quiet --constraint constraints-verl.txt --editable '.[dev,verl]'
 	@touch $@
 
 lint: $(VENV)/.ready
@@ -81,7 +98,10 @@ constraints:
 	printf 'torch==2.13.0\ntrl==1.5.1\ntransformers==4.57.6\n' > .pins.txt
 	rm .resolved.txt && $(RESOLVE) && \
 		grep -vE '^(nvidia|cuda|triton)' .resolved.txt > constraints-oldest-trl.txt
+	printf 'torch==2.13.0\nverl==0.9.1\n' > .pins.txt
+	rm .resolved.txt && $(RESOLVE) --extra verl && \
+		grep -vE '^(nvidia|cuda|triton)' .resolved.txt > constraints-verl.txt
 	rm .pins.txt .resolved.txt
 
 clean:
-	rm -rf $(VENV) $(OLD_VENV)
+	rm -rf $(VENV) $(OLD_VENV) $(VERL_VENV)

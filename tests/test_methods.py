@@ -244,7 +244,7 @@ def test_clip_cov_draws_as_many_as_its_share_allows():
     assert int(((least.reweigh(batch) == 0) & batch.mask).sum()) == 1
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.3])
+@pytest.mark.parametrize("ratio", [1e-6, 0.3])
 def test_kl_cov(ratio):
     batch = token_batch(2)
     ranked = sorted(covariances(batch).items(), key=lambda item: -item[1])
@@ -266,6 +266,7 @@ def test_kl_cov_penalises_nothing_while_on_policy():
     still = token_batch(2, logprobs=batch.old_logprobs)
     found = get_method("kl_cov", ratio=1.0).reweigh(still)
     assert torch.equal(found, still.token_advantages)
+    assert torch.equal(get_method("kl_cov", ratio=0).reweigh(batch), batch.token_advantages)
 
 
 @pytest.mark.parametrize("level", [0.1, 0.6, 3.0])

@@ -25,8 +25,8 @@ class ClipCov(TokenPeer):
 
     Source: Cui et al., The Entropy Mechanism of RL (arXiv 2505.22617), ratio 2e-4, bounds 1 and 5,
     PPO clip 1 both ways and dual clip 10; repository PRIME-RL/Entropy-Mechanism-of-RL, and verl's
-    loss `clip_cov`. The micro-batch is one process's, as there. The draw here has a generator of
-    its own, so that the trainer's random numbers stay as they are.
+    loss `clip_cov`, which has no dual clip. The micro-batch is one process's, as there. The draw
+    here has a generator of its own, so that the trainer's random numbers stay as they are.
 
     Args:
         ratio: share of the tokens that may lose their gradient.

@@ -28,7 +28,7 @@ class KLCov(TokenPeer):
     the token's share in the advantage, so its gradient is exact and its value is not in the loss.
 
     Args:
-        ratio: share of the tokens with a penalty.
+        ratio: share of the tokens with a penalty; 0 for none.
         beta: weight of the penalty.
     """
 
@@ -46,7 +46,7 @@ class KLCov(TokenPeer):
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         advantages = tokens.token_advantages
         count = int(tokens.mask.sum())
-        if count == 0:
+        if count == 0 or self.ratio == 0:
             return advantages
         covariance = token_covariance(tokens).masked_fill(~tokens.mask, -math.inf)
         chosen = torch.zeros_like(tokens.mask).flatten()
