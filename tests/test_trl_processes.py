@@ -25,7 +25,7 @@ def seen(tmp_path_factory):
     assert done.returncode == 0, done.stderr[-4000:]
     return {
         kind: [json.loads((path / f"{kind}-{rank}.json").read_text()) for rank in range(2)]
-        for kind in ("grpo", "rloo")
+        for kind in ("grpo", "rloo", "tokens")
     }
 
 
@@ -63,3 +63,19 @@ def test_two_processes(seen, kind):
         assert first["rows"][step]["entropy/measured"] == pytest.approx(
             first["metrics"][step]["entropy/measured"]
         )
+
+
+@pytest.mark.slow
+def test_a_method_that_weighs_tokens_sees_all_processes(seen):
+    first, second = seen["tokens"]
+    assert first["model"] == second["model"]
+    assert first["memory"] == second["memory"]
+    assert first["alphas"] == second["alphas"]
+    assert len(first["alphas"]) == 8  # 4 optimiser steps of 2 micro-batches
+    summed = 0.0
+    pairs = zip(first["entropies"], second["entropies"], strict=True)
+    for (mine, theirs), alpha in zip(pairs, first["alphas"], strict=True):
+        assert mine != theirs
+        error = (mine[0] + theirs[0]) / (mine[1] + theirs[1]) - 2.5
+        assert alpha == pytest.approx(max(-1.0, min(1.0, 0.4 * error + 0.3 * summed)), abs=1e-6)
+        summed += 0.5 * error

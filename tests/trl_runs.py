@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from entrocraft import EntropyController, EntropyControlWarning
+from entrocraft.methods.entropic import EntroPIC
 from entrocraft.trl import EntropyControlMixin, GRPOTrainer, RLOOTrainer
 
 
@@ -286,6 +287,45 @@ def ranks(output_dir: Path) -> None:
         (output_dir / f"{kind}-{rank}.json").write_text(json.dumps(seen))
 
 
+class _Watched(EntroPIC):
+    """EntroPIC that keeps each micro-batch's entropy on this rank, and its answer."""
+
+    name = "watched"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.entropies: list[list[float]] = []
+        self.alphas: list[float] = []
+
+    def reweigh(self, tokens: Any) -> torch.Tensor:
+        own = tokens.entropies[tokens.mask].double()
+        self.entropies.append([float(own.sum()), len(own)])
+        advantages = super().reweigh(tokens)
+        self.alphas.append(self.memory()["alpha"])
+        return advantages
+
+
+def token_ranks(output_dir: Path) -> None:
+    """Train with a method that weighs tokens and sums up an error, on every rank."""
+    method = _Watched(2.5, kp=0.4, ki=0.3)
+    trainer = make_trainer(
+        entropy_control=method,
+        per_device_train_batch_size=5,
+        steps_per_generation=2,
+        gradient_accumulation_steps=2,
+        output_dir=str(output_dir / "run"),
+    )
+    trainer.train()
+    seen = {
+        "entropies": method.entropies,
+        "alphas": method.alphas,
+        "memory": method.memory(),
+        "model": float(sum(p.double().abs().sum() for p in trainer.model.parameters())),
+    }
+    rank = trainer.accelerator.process_index
+    (output_dir / f"tokens-{rank}.json").write_text(json.dumps(seen))
+
+
 def main() -> None:
     """Run as a script."""
     torch.set_num_threads(1)
@@ -298,6 +338,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "ranks":
         ranks(options.output_dir)
+        token_ranks(options.output_dir)
     else:
         train(options.output_dir, options.hold_at, options.resume)
 
