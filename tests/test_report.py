@@ -22,6 +22,7 @@ from entrocraft.report import (
     describe_group,
     entropy_figure,
     group_summaries,
+    group_table,
     load_run,
     render_table,
     reward_figure,
@@ -31,8 +32,17 @@ from entrocraft.report import (
     verdict,
     write_report,
 )
+from entrocraft.report.curves import curve, usual_limit
+from entrocraft.report.groups import UNSTEERED_NOTE, duration, table_notes, table_rows
+from entrocraft.report.intervals import (
+    INTERVAL_NOTE,
+    bootstrap_interval,
+    interquartile_mean,
+    spread_of,
+)
 from entrocraft.report.marks import smooth
-from entrocraft.report.style import place_apart
+from entrocraft.report.page import DARK
+from entrocraft.report.style import BLUE, NARROW, VERMILION, WIDE, place_apart
 
 
 def write_run(
@@ -278,15 +288,272 @@ def test_seeds_are_aggregated(tmp_path):
     summaries = [summarise(load_run(d)) for d in dirs]
     tilt, plain = group_summaries(summaries)
     spread = tilt.spread(lambda s: s.tracking_error)
-    assert (spread.mean, spread.low, spread.high) == pytest.approx((0.01, 0.0, 0.02))
+    assert (spread.centre, spread.low, spread.high) == pytest.approx((0.01, 0.0, 0.02))
     assert tilt.seeds == "0, 1, 2"
     assert "followed the target in 3 of 3 runs" in describe_group(tilt)
     assert describe_group(plain) == describe(summaries[3])
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(render_table(summaries))
     text = console.export_text()
-    for expected in ("0.010", "0.000 to 0.020", "3 seeds", "[plain]", "0.000 *", "pass@4", "80 %"):
+    for expected in ("0.010", "[0.000, 0.020]", "3 seeds", "[plain]", "0.000 *", "pass@4", "80 %"):
         assert expected in text
+    assert "interquartile means over 3 seeds" in describe_group(tilt)
+    assert "0.010 nats away (95 % interval [0.000, 0.020])" in describe_group(tilt)
+    assert "1 min 20 s" in text
+    small = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    small.print(render_table(summaries))
+    assert "…" not in small.export_text()
+    assert " ".join(INTERVAL_NOTE.split()[:5]) in text
+
+
+# Intervals ----------------------------------------------------------------------------------
+
+
+def test_interquartile_mean_by_hand():
+    assert interquartile_mean([3.0, 1.0, 5.0]) == pytest.approx(3.0)  # a quarter of 3 is none
+    assert interquartile_mean([9.0, 1.0, 3.0, 5.0]) == pytest.approx(4.0)
+    assert interquartile_mean([100.0, 2.0, 0.0, 3.0, 4.0]) == pytest.approx(3.0)
+    assert interquartile_mean(range(8)) == pytest.approx(3.5)  # 2 ... 5
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 8])
+def test_interval_against_a_bootstrap_in_numpy(n):
+    values = np.random.default_rng(n).normal(0.4, 0.1, n)
+    drawn = np.random.default_rng(1).choice(values, (200_000, n))
+    cut = n // 4
+    means = np.sort(drawn, axis=1)[:, cut : n - cut].mean(axis=1)
+    expected = np.percentile(means, [2.5, 97.5])
+    assert bootstrap_interval(values) == pytest.approx(expected, abs=0.01)
+    assert bootstrap_interval(values[::-1]) == bootstrap_interval(values)
+    if n < 5:
+        assert bootstrap_interval(values) == pytest.approx((values.min(), values.max()))
+
+
+@pytest.mark.filterwarnings("error")
+def test_equal_values_and_few_values_have_a_spread():
+    assert spread_of([0.1] * 5) == spread_of([0.1, None, *[0.1] * 4])
+    same = spread_of([0.1] * 5)
+    assert (same.centre, same.low, same.high, same.n) == (0.1, 0.1, 0.1, 5)
+    two = spread_of([0.3, None, 0.1])
+    assert (two.centre, two.low, two.high, two.n) == (0.2, 0.1, 0.3, 2)
+    assert not two.has_interval
+    assert spread_of([0.1]).low == 0.1
+    assert spread_of([None]) is None
+
+
+def seeds_of(path: Path, n: int, **options: object) -> list[Path]:
+    return [
+        write_run(path / f"tilt-seed{i}", records(offset=0.01 * i, **options), seed=i)
+        for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize(("seeds", "noted"), [(1, False), (2, False), (3, True)])
+def test_the_interval_is_explained_where_there_is_one(tmp_path, seeds, noted):
+    dirs = seeds_of(tmp_path, seeds)
+    summaries = [summarise(load_run(d)) for d in dirs]
+    (row,) = table_rows(summaries)
+    assert (table_notes([row]) == [INTERVAL_NOTE]) is noted
+    assert row.cells[0].range == ["", "0.000 to 0.010", "[0.000, 0.020]"][seeds - 1]
+    assert row.cells[4].range == ["", "all 80 %", "all 80 %"][seeds - 1]
+    assert row.cells[-1].value == "1 min 20 s"
+    assert (INTERVAL_NOTE in (render_table(summaries).caption or "")) is noted
+    text = write_report(dirs, tmp_path / "out").read_text(encoding="utf-8")
+    assert ("bootstrap" in text) is noted
+    assert ("mean of 2 runs" in text) is (seeds == 2)
+
+
+def test_interval_of_shares_is_written_in_percent(tmp_path):
+    dirs = seeds_of(tmp_path, 3)
+    log = [record | {"entropy/saturated": 1} for record in records()]
+    write_run(dirs[1], log, seed=1)
+    (row,) = table_rows([summarise(load_run(d)) for d in dirs])
+    assert (row.cells[5].value, row.cells[5].range) == ("50 %", "[25, 100] %")
+
+
+def test_group_table_is_plain_data(tmp_path):
+    dirs = [*seeds_of(tmp_path, 4), write_run(tmp_path / "GRPO", records(control=False), None)]
+    summaries = [summarise(load_run(d)) for d in dirs]
+    tilt, plain = json.loads(json.dumps(group_table(summaries), allow_nan=False))
+    assert (tilt["group"], tilt["seeds"], tilt["runs"], tilt["steered"]) == (
+        "tilt",
+        [0, 1, 2, 3],
+        4,
+        True,
+    )
+    error = {"centre": 0.015, "low": 0.0, "high": 0.03, "n": 4}
+    assert tilt["tracking_error"] == pytest.approx(error)
+    assert tilt["pass@4"] == pytest.approx({"centre": 0.8, "low": 0.8, "high": 0.8, "n": 4})
+    assert tilt["seconds"] == {"centre": 80.0, "low": 80.0, "high": 80.0, "n": 4}
+    assert tilt["kept_fraction"]["centre"] == pytest.approx(0.8)
+    assert (plain["seeds"], plain["steered"], plain["saturated_share"]) == ([], False, None)
+    assert plain["final_reward"]["n"] == 1
+
+
+def test_time_is_the_plain_mean(tmp_path):
+    dirs = []
+    for seed, seconds in enumerate((10.0, 20.0, 30.0, 100.0)):
+        log = [{"step": 1, "reward": 0.5, "seconds": seconds}]
+        dirs.append(write_run(tmp_path / f"a-seed{seed}", log, seed=seed))
+    summaries = [summarise(load_run(d)) for d in dirs]
+    assert table_rows(summaries)[0].cells[-1].value == "40 s"
+    seconds = group_table(summaries)[0]["seconds"]
+    assert seconds == {"centre": 40.0, "low": 10.0, "high": 100.0, "n": 4}
+    assert [duration(s) for s in (59.7, 125, 3725)] == ["1 min 0 s", "2 min 5 s", "1 h 2 min"]
+
+
+# Many groups --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory) -> list[Path]:
+    """25 methods x 3 seeds: every third is not steered, and those drift away from the target."""
+    root = tmp_path_factory.mktemp("crowd")
+    dirs = []
+    for method in range(25):
+        steered = method % 3 != 2
+        for seed in range(3):
+            offset = 0.004 * seed + (0.0 if steered else -0.15 + 0.01 * method)
+            log = records(offset=offset, control=steered)
+            name = f"method {method}"
+            rule = "tilt" if steered else None
+            dirs.append(write_run(root / f"{name}-seed{seed}", log, rule, name=name, seed=seed))
+    explode(dirs[5 * 3 + 1])
+    return dirs
+
+
+def explode(path: Path) -> None:
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for record in lines:
+        if record["step"] >= 30 and "entropy/probe" in record:
+            record["entropy/probe"] = 3.14
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def titles(figure) -> list[str]:
+    return [axis.get_title(loc="left") for axis in figure.axes if axis.get_title(loc="left")]
+
+
+def texts(axis) -> list[str]:
+    return [text.get_text() for text in axis.texts]
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_many_groups_have_a_panel_each(crowd, width):
+    runs = [load_run(path) for path in crowd]
+    names = [f"method {i}" for i in range(25)]
+    figure = entropy_figure(runs, width)
+    assert titles(figure) == names
+    assert len(figure.axes) == 25
+    columns = {round(axis.get_subplotspec().colspan.start) for axis in figure.axes}
+    assert len(columns) == (5 if width == WIDE else 2)
+    assert {axis.get_ylim() for axis in figure.axes} == {figure.axes[0].get_ylim()}
+    steered, other = figure.axes[0], figure.axes[2]
+    assert steered.get_title(loc="right") == "0.004"  # of seeds at 0, 0.004 and 0.008
+    assert other.get_title(loc="right") == ""
+    assert BLUE in {line.get_color() for line in steered.lines}
+    assert VERMILION in {line.get_color() for line in other.lines}
+    (own,) = (line for line in steered.lines if line.get_color() == BLUE)
+    assert own.get_ydata()[1:] == pytest.approx([0.454, 0.404, 0.354, 0.304])
+    assert len(steered.collections) == 1  # the band from the lowest to the highest seed
+    reward = reward_figure(runs, width)
+    assert titles(reward) == names
+    assert len(reward.axes) == 26
+    shares = reward.axes[-1]
+    assert [label.get_text() for label in shares.get_yticklabels()] == names
+    for drawn in (figure, reward, control_figure(runs, width)):
+        svg = to_svg(drawn, "x", "x")
+        assert set(re.findall(r"var\(--(\w{6}),", svg)) <= {colour[1:] for colour in DARK}
+
+
+def test_a_curve_that_leaves_its_panel_is_marked(crowd):
+    figure = entropy_figure([load_run(path) for path in crowd])
+    marks = [text for axis in figure.axes for text in texts(axis)]
+    assert marks == ["↑ to 3.1"]
+    assert texts(figure.axes[5]) == marks
+    assert 0.5 < figure.axes[0].get_ylim()[1] < 0.7  # the others keep their height
+
+
+def test_six_groups_share_axes_and_seven_do_not(crowd):
+    runs = [load_run(path) for path in crowd]
+    assert len(entropy_figure(runs[:18]).axes) == 1
+    assert len(entropy_figure(runs[:21]).axes) == 7
+    assert len(entropy_figure(runs[:21:3]).axes) == 7  # one seed each
+    assert len(control_figure(runs[:18]).axes) == 4
+    control = control_figure(runs[:21])
+    assert titles(control) == [f"method {i}" for i in (0, 1, 3, 4, 6)]
+    assert len(control.axes) == 5 * 3
+
+
+def test_groups_without_a_choice_have_no_row_in_the_control_figure(tmp_path):
+    log = [{"step": step, "entropy/kept_fraction": 1.0} for step in range(1, 4)]
+    runs = [load_run(write_run(tmp_path / f"m{i}", log, rule="aent")) for i in range(7)]
+    assert control_figure(runs) is None
+    for i in (2, 4):
+        less = [record | {"entropy/kept_fraction": 0.5} for record in log]
+        runs[i] = load_run(write_run(tmp_path / f"m{i}", less, rule="aent"))
+    figure = control_figure(runs)
+    assert titles(figure) == ["m2", "m4"]
+    assert "not logged" in texts(figure.axes[2])
+
+
+def test_page_of_many_groups(crowd, tmp_path):
+    page = write_report(crowd, tmp_path)
+    check_page(page)
+    text = page.read_text(encoding="utf-8")
+    assert "25 methods, 75 runs" in text
+    assert "17 of the methods steered" in text.replace("&nbsp;", " ")
+    assert "an arrow says how far it goes" in text
+    assert "Points are the probe" not in text
+    assert "bars of one standard error" not in text.replace("\n", " ")
+    assert INTERVAL_NOTE in text
+    assert UNSTEERED_NOTE.replace("'", "&#39;") in text
+    assert "Every run in numbers" in text
+    six = write_report(crowd[:18:3], tmp_path / "six").read_text(encoding="utf-8")
+    assert "Points are the probe" in six
+    assert "an arrow says how far it goes" not in six
+    assert "Every run in numbers" not in six
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        [{"step": 1}],
+        [{"step": 3, "entropy/measured": 0.4, "entropy/pressure": 0.0}],
+        [{"step": 0, "entropy/probe": 0.5, "eval/pass@1": 0.1}],
+        records(steps=3, probe=False),
+    ],
+)
+@pytest.mark.filterwarnings("error:constrained_layout")
+def test_whatever_many_groups_logged_can_be_drawn(tmp_path, log):
+    runs = [
+        load_run(write_run(tmp_path / f"m{i}", records(steps=9) if i == 3 else log))
+        for i in range(7)
+    ]
+    nothing = [load_run(write_run(tmp_path / f"n{i}", log)) for i in range(7)]
+    for drawn, width in ((runs, WIDE), (nothing, NARROW)):
+        for figure in (entropy_figure, reward_figure, control_figure):
+            made = figure(drawn, width)
+            assert made is None or to_svg(made, "x", "x").endswith("</svg>")
+
+
+def test_curve_of_seeds_that_logged_at_different_steps(tmp_path):
+    logs = [
+        [{"step": 0, "reward": 0.0}, {"step": 10, "reward": 1.0}],
+        [{"step": 5, "reward": 0.9}, {"step": 20, "reward": 0.9}],
+    ]
+    runs = [load_run(write_run(tmp_path / f"{i}", log)) for i, log in enumerate(logs)]
+    found = curve(runs, "reward")
+    assert found.steps.tolist() == [0, 5, 10, 20]
+    assert found.mean == pytest.approx([0.0, 0.7, 0.95, 0.9])
+    assert found.low == pytest.approx([0.0, 0.5, 0.9, 0.9])
+    assert curve(runs, "never") is None
+
+
+def test_the_axis_ends_at_what_is_usual():
+    assert usual_limit([0.5] * 9 + [0.9, 40.0]) == 0.9
+    assert usual_limit([0.1, 0.4, 0.7, 1.0, 1.6]) == 1.6
+    assert usual_limit([2.0]) == 2.0
 
 
 # Figures and page ---------------------------------------------------------------------------
@@ -426,7 +693,7 @@ def test_small_helpers():
 
 def test_the_package_imports_lightly():
     code = (
-        "import sys, entrocraft.report as r; heavy = {'matplotlib', 'jinja2', 'rich'}; "
+        "import sys, entrocraft.report as r; heavy = {'matplotlib', 'jinja2', 'rich', 'scipy'}; "
         "assert not heavy & {m for m in sys.modules if 'entrocraft' not in m} - before; r.Run"
     )
     code = f"import sys; import entrocraft; before = set(sys.modules); {code}"

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
         Cell,
         Group,
         Row,
-        Spread,
         describe_group,
         group_summaries,
+        group_table,
         table_rows,
     )
+    from entrocraft.report.intervals import Spread
     from entrocraft.report.page import write_report
     from entrocraft.report.runs import Run, RunError, load_run
     from entrocraft.report.summary import PassAtK, Summary, describe, summarise, verdict
@@ -38,13 +39,14 @@ _HOME = {
     "Row": "groups",
     "Run": "runs",
     "RunError": "runs",
-    "Spread": "groups",
+    "Spread": "intervals",
     "Summary": "summary",
     "control_figure": "figures",
     "describe": "summary",
     "describe_group": "groups",
     "entropy_figure": "figures",
     "group_summaries": "groups",
+    "group_table": "groups",
     "load_run": "runs",
     "render_table": "table",
     "reward_figure": "figures",
@@ -70,6 +72,7 @@ __all__ = [
     "describe_group",
     "entropy_figure",
     "group_summaries",
+    "group_table",
     "load_run",
     "render_table",
     "reward_figure",

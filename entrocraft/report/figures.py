@@ -12,6 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
+from entrocraft.report.curves import group_runs, saturated_spans
+from entrocraft.report.grid import entropy_grid, group_colour, is_crowded, reward_grid
 from entrocraft.report.marks import (
     CROWD,
     MEASURED,
@@ -25,10 +27,10 @@ from entrocraft.report.marks import (
     say_if_empty,
     smooth,
 )
+from entrocraft.report.matrix import control_grid
 from entrocraft.report.runs import Run
 from entrocraft.report.style import (
     BLUE,
-    DASHES,
     GREEN,
     INK,
     NARROW,
@@ -46,8 +48,6 @@ from entrocraft.report.style import (
 
 SAME_TARGET = 0.02
 """Targets that differ by at most this many nats are drawn as one line with its range."""
-MOST_LABELS = 8
-"""Up to this many names are written at the curves; more go into the legend."""
 
 REALISED = "entropy/realised_change"
 
@@ -64,13 +64,15 @@ def entropy_figure(runs: Sequence[Run], width: float = WIDE) -> Figure:
 
     One run: target, band, single batches, the filter's estimate, and the probe with error bars of
     one standard error. Several runs: one colour per name (seeds share it), the probe joined by a
-    line, the target once if the runs share it.
+    line, the target once if the runs share it. More than six names: a panel for each.
 
     Args:
         runs: at least one run.
         width: inches; below 6 the figure is laid out for a phone.
     """
     runs = _at_least_one(runs)
+    if is_crowded(runs):
+        return entropy_grid(runs, width)
     with style():
         narrow = width < 6
         figure, (axis,) = panels(width, [3.9 if narrow else 4.2])
@@ -85,19 +87,22 @@ def entropy_figure(runs: Sequence[Run], width: float = WIDE) -> Figure:
         axis.set_title("Entropy (nats per token)")
         _entropy_limits(axis, runs)
         label_steps([axis])
-        in_legend = len(runs) > 1 and (narrow or len(looks) > MOST_LABELS)
-        if len(runs) > 1 and not in_legend:
+        several = len(runs) > 1
+        if several and not narrow:
             label_curves(axis, runs, looks)
-        add_legend(figure, looks if in_legend else {}, handles, narrow)
+        add_legend(figure, looks if several and narrow else {}, handles, narrow)
         return figure
 
 
 def reward_figure(runs: Sequence[Run], width: float = WIDE) -> Figure:
     """Draw the reward of the training batches and pass@k on the evaluation prompts.
 
-    pass@1 has filled markers, the largest k open ones; error bars are one standard error.
+    pass@1 has filled markers, the largest k open ones; error bars are one standard error. More than
+    six names: a panel for the reward of each, and the last evaluation of all of them below.
     """
     runs = _at_least_one(runs)
+    if is_crowded(runs):
+        return reward_grid(runs, width)
     with style():
         narrow = width < 6
         figure, (reward, passes) = (
@@ -124,16 +129,19 @@ def control_figure(runs: Sequence[Run], width: float = WIDE) -> Figure | None:
     """Draw what the controller did: kept fraction, authority (nats per batch) and pressure.
 
     One run that measured them also shows predicted and realised changes (nats). Steps on which it
-    was saturated are shaded for one run, and marked in a row per run for several.
+    was saturated are shaded for one run, and marked in a row per run for several. More than six
+    names among ``runs``: a row of panels for each that was steered.
 
     Returns:
         The figure, or None when none of the runs was controlled and logged any of it.
     """
     looks = group_looks(_at_least_one(runs))
-    among_others = len(runs) > 1
+    among_others, crowded = len(runs) > 1, is_crowded(runs)
     runs = [run for run in runs if run.controlled and run.has(*CONTROL_KEYS)]
     if not runs:
         return None
+    if crowded:
+        return control_grid(runs, width)
     looks = {name: look for name, look in looks.items() if name in {run.group for run in runs}}
     with style():
         narrow = width < 6
@@ -175,15 +183,11 @@ def _at_least_one(runs: Sequence[Run]) -> list[Run]:
 
 
 def group_looks(runs: Sequence[Run]) -> dict[str, Look]:
-    """One colour per group; when colours run out, the next line style."""
-    names = dict.fromkeys(run.group for run in runs)
-    return {
-        name: {
-            "color": PALETTE[i % len(PALETTE)],
-            "linestyle": DASHES[i // len(PALETTE) % len(DASHES)],
-        }
-        for i, name in enumerate(names)
-    }
+    """Return group -> its colour; of many groups the steered ones share one, the rest another."""
+    groups = group_runs(runs)
+    if is_crowded(runs):
+        return {name: {"color": group_colour(members)} for name, members in groups.items()}
+    return {name: {"color": colour} for name, colour in zip(groups, PALETTE, strict=False)}
 
 
 # Entropy ------------------------------------------------------------------------------------
@@ -313,7 +317,7 @@ def _draw_changes(axis: Axes, run: Run, handles: dict[str, Any]) -> None:
 
 
 def _shade_saturation(axes: Sequence[Axes], run: Run, handles: dict[str, Any]) -> None:
-    for start, end in _saturated_spans(run):
+    for start, end in saturated_spans(run):
         for axis in axes:
             axis.axvspan(start, end, color=VERMILION, alpha=0.16, lw=0, zorder=0.1)
         handles["saturated"] = Patch(facecolor=VERMILION, alpha=0.25, lw=0)
@@ -322,24 +326,10 @@ def _shade_saturation(axes: Sequence[Axes], run: Run, handles: dict[str, Any]) -
 def _draw_saturation_rows(axis: Axes, runs: Sequence[Run], looks: dict[str, Look]) -> None:
     axis.set_title("Saturated steps, one row per run")
     for row, run in enumerate(runs):
-        spans = [(start, end - start) for start, end in _saturated_spans(run)]
+        spans = [(start, end - start) for start, end in saturated_spans(run)]
         axis.broken_barh(spans, (row - 0.36, 0.72), color=looks[run.group]["color"], lw=0)
     axis.set_ylim(len(runs) - 0.4, -0.6)
     axis.set_yticks(range(len(runs)), [""] * len(runs))
-
-
-def _saturated_spans(run: Run) -> list[tuple[float, float]]:
-    """Return (from, to) of the stretches of saturated steps; gaps in the log belong to the left."""
-    steps, saturated = run.points("entropy/saturated")
-    spans: list[tuple[float, float]] = []
-    for i in np.flatnonzero(saturated > 0):
-        start = float(steps[i])
-        end = float(steps[i + 1]) if i + 1 < len(steps) else start + 1.0
-        if spans and spans[-1][1] == start:
-            spans[-1] = (spans[-1][0], end)
-        else:
-            spans.append((start, end))
-    return spans
 
 
 __all__ = ["NARROW", "WIDE", "control_figure", "entropy_figure", "group_looks", "reward_figure"]

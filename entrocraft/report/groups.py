@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from entrocraft.report.intervals import ENOUGH, INTERVAL_NOTE, Spread, mean_and_range, spread_of
 from entrocraft.report.summary import Summary, describe, movement, verdict
 
 MISSING = "–"
@@ -16,16 +18,6 @@ UNSTEERED_NOTE = (
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Mean and range of one number over the seeds that have it."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
-@dataclass(frozen=True)
 class Group:
     """The same experiment with one or several seeds."""
 
@@ -33,11 +25,18 @@ class Group:
     runs: list[Summary]
 
     def spread(self, value: Callable[[Summary], float | None]) -> Spread | None:
-        """Return mean and range of ``value`` over the runs, None when no run has it."""
-        found = [x for x in map(value, self.runs) if x is not None]
-        if not found:
-            return None
-        return Spread(sum(found) / len(found), min(found), max(found), len(found))
+        """Return centre and interval of ``value`` over the runs, None when no run has it."""
+        return spread_of(map(value, self.runs))
+
+    @property
+    def steered(self) -> bool:
+        """Whether entropy was steered in every run."""
+        return all(s.controlled for s in self.runs)
+
+    @property
+    def seconds(self) -> Spread | None:
+        """Mean and range of the wall time of a run (seconds), None when no run logged it."""
+        return mean_and_range(s.seconds for s in self.runs)
 
     @property
     def seeds(self) -> str:
@@ -47,7 +46,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as text, with its range over seeds when it is a mean."""
+    """A number as text, with its range or interval when it stands for several seeds."""
 
     value: str
     range: str = ""
@@ -79,7 +78,7 @@ def describe_group(group: Group) -> str:
         return describe(group.runs[0])
     start, end = group.spread(lambda s: s.entropy_start), group.spread(lambda s: s.entropy_end)
     error = group.spread(lambda s: s.tracking_error)
-    way = movement(start.mean, end.mean) if start and end else ""
+    way = movement(start.centre, end.centre) if start and end else ""
     if not any(s.controlled for s in group.runs):
         first = f"Nothing steered entropy{f'; {way}' if way else ', and none was logged'}."
     elif error is None:
@@ -88,12 +87,13 @@ def describe_group(group: Group) -> str:
         followed = sum(verdict(s) == "followed" for s in group.runs)
         first = (
             f"Entropy followed the target in {followed} of {len(group.runs)} runs: the probe was "
-            f"{error.mean:.3f} nats away ({_range(error, '{:.3f}')}){f'; {way}' if way else ''}."
+            f"{error.centre:.3f} nats away ({_spread_in_words(error, '{:.3f}')})"
+            f"{f'; {way}' if way else ''}."
         )
     outcome = []
     reward = group.spread(lambda s: s.final_reward)
     if reward is not None:
-        outcome.append(f"reward ended at {reward.mean:.2f}")
+        outcome.append(f"reward ended at {reward.centre:.2f}")
     for key in dict.fromkeys(f"pass@{k}" for k in (1, headline_k(group.runs)) if k):
         cell = _pass_cell(group, key)
         if cell.value != MISSING:
@@ -101,7 +101,59 @@ def describe_group(group: Group) -> str:
     if not outcome:
         return first
     second = ", ".join(outcome)
-    return f"{first} {second[0].upper()}{second[1:]} (means over {len(group.runs)} seeds)."
+    means = "interquartile means" if len(group.runs) >= ENOUGH else "means"
+    return f"{first} {second[0].upper()}{second[1:]} ({means} over {len(group.runs)} seeds)."
+
+
+def group_table(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """Return the numbers of the table as data, one mapping per group, ready for JSON.
+
+    Keys: ``group``, ``seeds`` (those that are named), ``runs`` (how many), ``steered``, and one
+    mapping ``centre``, ``low``, ``high``, ``n`` (see :class:`Spread`), or None where nothing was
+    logged, for ``tracking_error`` (nats per token), ``final_reward``, the last value of every
+    pass@k under its name, ``kept_fraction`` and ``saturated_share`` (0 to 1). ``seconds`` (wall
+    time of a run) is always mean and range.
+    """
+    keys = dict.fromkeys(key for s in summaries for key in s.pass_at)
+    table = []
+    for group in group_summaries(summaries):
+        row: dict[str, Any] = {
+            "group": group.name,
+            "seeds": sorted({s.seed for s in group.runs if s.seed is not None}),
+            "runs": len(group.runs),
+            "steered": group.steered,
+            "tracking_error": group.spread(lambda s: s.tracking_error),
+            "final_reward": group.spread(lambda s: s.final_reward),
+            **{key: pass_spread(group, key) for key in keys},
+            "kept_fraction": group.spread(lambda s: s.kept_fraction),
+            "saturated_share": group.spread(lambda s: s.saturated_share),
+            "seconds": group.seconds,
+        }
+        table.append({k: asdict(v) if isinstance(v, Spread) else v for k, v in row.items()})
+    return table
+
+
+def pass_spread(group: Group, key: str, edge: str = "last") -> Spread | None:
+    """Return centre and interval of ``key``, such as "pass@1", at the "first" or "last" one."""
+    return group.spread(lambda s: getattr(s.pass_at[key], edge) if key in s.pass_at else None)
+
+
+def table_notes(rows: Sequence[Row]) -> list[str]:
+    """Return the sentences that a reader of these rows of the table needs below it."""
+    notes = [INTERVAL_NOTE] if any(row.runs >= ENOUGH for row in rows) else []
+    if any(cell.value.endswith(UNSTEERED) for row in rows for cell in row.cells):
+        notes.append(UNSTEERED_NOTE)
+    return notes
+
+
+def duration(seconds: float) -> str:
+    """Write a time in its two largest units, such as "2 min 5 s"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def headline_k(summaries: Sequence[Summary]) -> int | None:
@@ -121,11 +173,12 @@ def table_header(summaries: Sequence[Summary]) -> list[str]:
         f"pass@{k}" if k else "pass@k",
         "kept",
         "saturated",
+        "time",
     ]
 
 
 def table_rows(summaries: Sequence[Summary], members: bool = False) -> list[Row]:
-    """Return one row per group, as mean and range over seeds when it has several.
+    """Return one row per group, with :class:`Spread` over seeds when it has several.
 
     Args:
         summaries: the runs.
@@ -146,7 +199,7 @@ def table_rows(summaries: Sequence[Summary], members: bool = False) -> list[Row]
 
 
 def _cells(group: Group, k: int | None) -> list[Cell]:
-    mark = "" if all(s.controlled for s in group.runs) else f" {UNSTEERED}"
+    mark = "" if group.steered else f" {UNSTEERED}"
     return [
         _cell(group, lambda s: s.tracking_error, "{:.3f}", mark),
         _cell(group, lambda s: s.final_reward, "{:.2f}"),
@@ -154,6 +207,7 @@ def _cells(group: Group, k: int | None) -> list[Cell]:
         _pass_cell(group, f"pass@{k}"),
         _cell(group, lambda s: s.kept_fraction, "{:.0%}"),
         _cell(group, lambda s: s.saturated_share, "{:.0%}"),
+        Cell(duration(group.seconds.centre) if group.seconds else MISSING),
     ]
 
 
@@ -163,19 +217,31 @@ def _cell(
     spread = group.spread(value)
     if spread is None:
         return Cell(MISSING)
-    return Cell(_format(form, spread.mean) + mark, _range(spread, form))
+    return Cell(_format(form, spread.centre) + mark, _spread(spread, form))
 
 
 def _pass_cell(group: Group, key: str) -> Cell:
-    def at(edge: str) -> Spread | None:
-        return group.spread(lambda s: getattr(s.pass_at[key], edge) if key in s.pass_at else None)
-
-    first, last = at("first"), at("last")
+    first, last = pass_spread(group, key, "first"), pass_spread(group, key)
     if first is None or last is None:
         return Cell(MISSING)
     moved = any(p.first_step < p.last_step for s in group.runs if (p := s.pass_at.get(key)))
-    before = f"{first.mean:.2f} → " if moved else ""
-    return Cell(f"{before}{last.mean:.2f}", _range(last, "{:.2f}"))
+    before = f"{first.centre:.2f} → " if moved else ""
+    return Cell(f"{before}{last.centre:.2f}", _spread(last, "{:.2f}"))
+
+
+def _spread(spread: Spread, form: str) -> str:
+    """Write an interval in brackets, a range in words, and nothing for a single value."""
+    if not spread.has_interval or spread.low == spread.high:
+        return _range(spread, form)
+    low, high = _format(form, spread.low), _format(form, spread.high)
+    if low.endswith(" %"):
+        return f"[{low[:-2]}, {high[:-2]}] %"
+    return f"[{low}, {high}]"
+
+
+def _spread_in_words(spread: Spread, form: str) -> str:
+    text = _spread(spread, form)
+    return f"95 % interval {text}" if text.startswith("[") else text
 
 
 def _range(spread: Spread, form: str) -> str:

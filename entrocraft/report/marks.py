@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 
 from entrocraft.report.runs import Run
@@ -79,24 +79,42 @@ def say_if_empty(axis: Axes, text: str) -> None:
 
 
 def add_legend(
-    figure: Figure, names: dict[str, Look], handles: dict[str, Any], narrow: bool
+    figure: FigureBase,
+    names: dict[str, Look],
+    handles: dict[str, Any],
+    narrow: bool,
+    title: str | None = None,
 ) -> None:
-    """Add the legend: ``names`` of the runs with their looks, then the kinds of mark."""
+    """Add the legend: ``names`` of the runs with their looks, then the kinds of mark.
+
+    Args:
+        figure: gets the legend at its upper left.
+        names: run or group -> how it looks.
+        handles: kind of mark -> an example.
+        narrow: two columns.
+        title: makes the legend the head of the whole figure; it then has two rows at most.
+    """
     entries: list[tuple[str, Any]] = [
-        (_short(name), Line2D([], [], lw=2.4, **look)) for name, look in names.items()
+        (short_name(name), Line2D([], [], lw=2.4, **look)) for name, look in names.items()
     ]
     entries += handles.items()
     if not entries:
         return
+    columns = min(len(entries), 5)
+    if title is not None and len(entries) > 4:
+        columns = -(-len(entries) // 2)
     legend = figure.legend(
         [handle for _, handle in entries],
         [f"entry {i}" for i in range(len(entries))],
         loc="outside upper left",
-        ncols=2 if narrow else min(len(entries), 5),
+        ncols=2 if narrow else columns,
         columnspacing=1.6,
         handlelength=1.9,
         borderpad=0.2,
+        title=title,
+        alignment="left",
     )
+    legend.get_title().set(fontweight="bold", fontsize=9.5)
     for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
         text.set_text(name)  # set afterwards: matplotlib drops labels that begin with "_"
 
@@ -114,7 +132,7 @@ def label_curves(axis: Axes, runs: Sequence[Run], looks: dict[str, Look]) -> Non
     wanted = [float(np.mean(values)) for values in ends.values()]
     for name, y in zip(ends, place_apart(wanted, gap, low + gap / 2, high), strict=True):
         axis.annotate(
-            _short(name),
+            short_name(name),
             xy=(1, y),
             xycoords=("axes fraction", "data"),
             xytext=(6, 0),
@@ -126,6 +144,7 @@ def label_curves(axis: Axes, runs: Sequence[Run], looks: dict[str, Look]) -> Non
         )
 
 
-def _short(name: str, length: int = 26) -> str:
+def short_name(name: str, length: int = 26) -> str:
+    """Return the name on one line, cut to ``length``."""
     name = " ".join(name.split())
     return name if len(name) <= length else name[: length - 1] + "…"

@@ -13,14 +13,16 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from entrocraft.report import figures
+from entrocraft.report.grid import is_crowded
 from entrocraft.report.groups import (
-    UNSTEERED,
-    UNSTEERED_NOTE,
     describe_group,
+    duration,
     group_summaries,
     table_header,
+    table_notes,
     table_rows,
 )
+from entrocraft.report.intervals import ENOUGH
 from entrocraft.report.runs import Run, load_run
 from entrocraft.report.summary import BURN_IN, FINAL_STEPS, Summary, describe, summarise
 from entrocraft.report.svg import save_png, to_svg
@@ -105,7 +107,9 @@ def render_page(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
         lstrip_blocks=True,
     )
     groups = group_summaries(summaries)
-    rows = table_rows(summaries, members=True)
+    crowded = is_crowded(runs)
+    every_run = table_rows(summaries, members=True)
+    rows = table_rows(summaries) if crowded else every_run
     colours = {name: look["color"] for name, look in figures.group_looks(runs).items()}
     return environment.get_template("page.html").render(
         title=_title(runs),
@@ -114,7 +118,7 @@ def render_page(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
             {
                 "run": run,
                 "summary": summary,
-                "duration": _duration(summary.seconds),
+                "duration": "" if summary.seconds is None else duration(summary.seconds),
                 "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
             }
             for run, summary in zip(runs, summaries, strict=True)
@@ -130,9 +134,13 @@ def render_page(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
         header=table_header(summaries),
         rows=rows,
         colours=colours,
-        unsteered_note=UNSTEERED_NOTE
-        if any(cell.value.endswith(UNSTEERED) for row in rows for cell in row.cells)
-        else "",
+        every_run=every_run if len(every_run) > len(rows) else [],
+        notes=table_notes(rows),
+        crowded=crowded,
+        steered=sum(group.steered for group in groups),
+        blue=figures.BLUE,
+        vermilion=figures.VERMILION,
+        enough=ENOUGH,
         any_controlled=any(run.controlled for run in runs),
         entropy=_picture(figures.entropy_figure, runs, "entropy", "Entropy and its target by step"),
         reward=_picture(figures.reward_figure, runs, "reward", "Reward and pass@k by step"),
@@ -164,20 +172,11 @@ def _title(runs: Sequence[Run]) -> str:
     if len(runs) == 1:
         return runs[0].name
     names = list(dict.fromkeys(run.group for run in runs))
+    if is_crowded(runs):
+        return f"{len(names)} methods"
     if len(names) > 4:
         return f"{len(runs)} runs"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _unbroken(text: str) -> str:

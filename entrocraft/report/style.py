@@ -89,10 +89,15 @@ def style() -> Iterator[None]:
         yield
 
 
+def empty_figure(width: float, height: float) -> Figure:
+    """Return a figure of this size (inches) that leaves its axes the room their texts need."""
+    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.06, hspace=0.04, wspace=0.06)
+    return Figure(figsize=(width, height), layout=layout)
+
+
 def panels(width: float, heights: Sequence[float], columns: int = 1) -> tuple[Figure, list[Axes]]:
     """Return a figure and its axes: ``heights`` (inches) of the rows, the same x axis in all."""
-    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.06, hspace=0.04, wspace=0.06)
-    figure = Figure(figsize=(width, sum(heights)), layout=layout)
+    figure = empty_figure(width, sum(heights))
     grid = figure.subplots(
         len(heights), columns, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )
