@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
+from entrocraft.parsing import config_from_mapping
 from entrocraft.training.config import TrainConfig
-from entrocraft.training.parsing import config_from_mapping
 from entrocraft.training.recorder import read_records
 from entrocraft.training.run import train
 

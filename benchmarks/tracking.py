@@ -36,7 +36,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from tracking_study import Entry, Study, aim, measure
 
-from entrocraft.training.comparison import Cell, run_cells
+from entrocraft.training.cells import Cell, run_cells
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = HERE / "tracking.yaml"

@@ -15,7 +15,9 @@ import numpy as np
 from entrocraft import schedules
 from entrocraft.report import load_run, summarise
 from entrocraft.report.summary import BURN_IN
-from entrocraft.training.comparison import Cell, CompareConfig, merge
+from entrocraft.training.cells import Cell
+from entrocraft.training.comparison import CompareConfig
+from entrocraft.training.tuning import merge
 
 NEAR = 0.02
 """Nats from the new target within which a step's response has arrived."""

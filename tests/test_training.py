@@ -11,61 +11,23 @@ from pathlib import Path
 
 import pytest
 import yaml
+from training_runs import config_file, keys, make_home
 
 from entrocraft.cli import main
-from entrocraft.models import ReasonerConfig, build_reasoner, build_tokenizer
+from entrocraft.parsing import config_from_mapping
 from entrocraft.training.comparison import CompareConfig
 from entrocraft.training.config import TrainConfig
 from entrocraft.training.directory import RunDirectory
-from entrocraft.training.parsing import config_from_mapping
 from entrocraft.training.recorder import read_records
 from entrocraft.training.trainer import trainer_arguments
 
-SHAPE = ReasonerConfig(hidden_size=32, layers=1, heads=2, intermediate_size=32, max_positions=512)
-CHAT = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 WALL = ("seconds",)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """One cache for the module, and two untrained models on disk: plain, and one that chats."""
-    root = tmp_path_factory.mktemp("home")
-    for name, template in (("plain", None), ("chat", CHAT)):
-        tokenizer = build_tokenizer(SHAPE.max_positions)
-        tokenizer.chat_template = template
-        tokenizer.save_pretrained(root / name)
-        build_reasoner(SHAPE, tokenizer).save_pretrained(root / name)
-    return root
-
-
-def keys(home, output, **changes):
-    base = {
-        "output": str(output),
-        "model": str(home / "plain"),
-        "cache_dir": str(home / "cache"),
-        "steps": 4,
-        "prompts": 4,
-        "generations": 4,
-        "max_completion_length": 6,
-        "save_every": 2,
-        "task": {"name": "countdown", "train_size": 40},
-        "evaluation": {
-            "probe_every": 2,
-            "probe_prompts": 16,
-            "every": 4,
-            "prompts": 4,
-            "samples": 2,
-        },
-    }
-    return base | changes
-
-
-def config_file(path, values):
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
+    return make_home(tmp_path_factory.mktemp("home"))
 
 
 def records(directory):

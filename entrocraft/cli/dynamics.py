@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from entrocraft.training.parsing import config_from_arguments
+from entrocraft.parsing import config_from_arguments
 
 __all__ = ["run"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from entrocraft.parsing import config_from_arguments
 from entrocraft.training.config import TrainConfig
-from entrocraft.training.parsing import config_from_arguments
 
 __all__ = ["run"]
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from entrocraft.control import ControlConfig
 from entrocraft.training.config import (
     TINY,
-    ControlConfig,
     EvaluationConfig,
     TaskConfig,
     TrainConfig,

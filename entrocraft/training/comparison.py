@@ -1,32 +1,27 @@
 """Several methods and seeds on the same work, side by side, resumable cell by cell.
 
 A cell is one method with one seed: a training run of its own in a process of its own. All cells
-share the model, the problems and, for the same seed, the order of the prompts.
+share the model, the problems and, for the same seed, the order of the prompts. A method may have
+values of one key tried first, on a seed of their own; its cells then use the best.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
+from entrocraft.parsing import config_from_mapping
+from entrocraft.training.cells import Cell, run_cells
 from entrocraft.training.config import TrainConfig
-from entrocraft.training.directory import RunDirectory
-from entrocraft.training.parsing import config_from_mapping
-from entrocraft.training.recorder import read_records
+from entrocraft.training.tuning import Tune, TuningConfig, merge
 
-__all__ = ["Cell", "CompareConfig", "compare", "merge", "run_cells"]
-
-_POLL_SECONDS = 0.5
+__all__ = ["CompareConfig", "compare"]
 
 
 @dataclass
@@ -34,9 +29,13 @@ class CompareConfig:
     """Methods x seeds.
 
     Args:
-        output: directory of the comparison: cells/, report.html, entropy.png, results.json.
-        methods: name -> changes to `base`, e.g. {tilt: {control: {rule: tilt}}}.
+        output: directory of the comparison: cells/, tuning/, report.html, entropy.png,
+            results.json.
+        methods: name -> changes to `base`, e.g. {tilt: {control: {rule: tilt}}}. Two keys of a
+            method are not for its runs: seeds, in place of those below; and tune, one key with the
+            values to try, e.g. {control.options.bonus: [0.001, 0.003, 0.01]}.
         seeds: one run of every method for each.
+        tuning: how values that a method has tried are judged.
         base: keys of `entrocraft train` that all cells share.
         jobs: cells at a time.
         threads: processor threads of each.
@@ -51,6 +50,7 @@ class CompareConfig:
         }
     )
     seeds: list[int] = field(default_factory=lambda: [0])
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     base: dict[str, Any] = field(default_factory=dict)
     jobs: int = 2
     threads: int = 1
@@ -59,106 +59,142 @@ class CompareConfig:
         self.output = Path(self.output)
         if not self.methods or not self.seeds:
             raise ValueError("a comparison needs at least one method and one seed")
-        for name in self.methods:
-            if not re.fullmatch(r"[\w .,+()-]{1,60}", name):
+        for name, keys in self.methods.items():
+            tune, seeds = Tune.of(name, keys), self._seeds(name)
+            for part in [name, *(str(value) for value in (tune.values if tune else []))]:
+                if not re.fullmatch(r"[\w .,+()-]{1,60}", part):
+                    raise ValueError(
+                        f"{part!r} of {name!r} becomes a directory; use letters, digits, . , + - ()"
+                    )
+            if not seeds or len(set(seeds)) < len(seeds):
+                raise ValueError(f"seeds of {name} are {seeds}; name each once")
+            if tune and self.tuning.seed in seeds:
                 raise ValueError(
-                    f"the method name {name!r} becomes a directory; use letters, digits, . , + - ()"
+                    f"tuning.seed is {self.tuning.seed}, which {name} is compared on; a value "
+                    "chosen there would have seen its own test"
                 )
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds are {self.seeds}; name each once")
         if self.jobs < 1 or self.threads < 1:
             raise ValueError(f"jobs={self.jobs}, threads={self.threads}; use at least 1 of each")
 
-    def cells(self) -> list[Cell]:
-        """Every cell, seed by seed, so that an early stop leaves whole comparisons."""
-        cells = []
-        for seed in self.seeds:
-            for name, changes in self.methods.items():
-                directory = self.output / "cells" / f"{name}-seed{seed}"
-                keys = merge(self.base, changes)
-                keys |= {"name": name, "seed": seed, "output": str(directory)}
-                cells.append(Cell(directory, config_from_mapping(TrainConfig, keys)))
-        return cells
+    def cells(self, chosen: dict[str, Any] | None = None) -> list[Cell]:
+        """Every cell, seed by seed, so that an early stop leaves whole comparisons.
 
-
-@dataclass
-class Cell:
-    """One training run of a comparison."""
-
-    directory: Path
-    config: TrainConfig
-
-    @property
-    def title(self) -> str:
-        """Method and seed."""
-        return f"{self.config.title}, seed {self.config.seed}"
-
-    def records(self) -> list[dict[str, Any]]:
-        """What the run has recorded so far."""
-        return read_records(self.directory / "metrics.jsonl")
-
-    def finished(self) -> bool:
-        """Whether this very run reached its end and was reported.
-
-        Raises:
-            ValueError: the directory holds a run of another config.
+        Args:
+            chosen: name -> value of the key that the method has tried.
         """
-        done = RunDirectory(self.directory).finished(self.config)
-        return done and (self.directory / "report.html").exists()
+        found = []
+        for seed in dict.fromkeys(seed for name in self.methods for seed in self._seeds(name)):
+            for name in self.methods:
+                if seed in self._seeds(name):
+                    changes = self._changes(name, (chosen or {}).get(name))
+                    directory = self.output / "cells" / f"{name}-seed{seed}"
+                    found.append(self._cell(name, changes, seed, directory))
+        return found
 
-    def start(self, threads: int) -> subprocess.Popen[bytes]:
-        """Start the run in a process of its own; what it prints goes to log.txt."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        file = self.directory / "cell.yaml"
-        file.write_text(yaml.safe_dump(self.config.as_dict(), sort_keys=False))
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        with (self.directory / "log.txt").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "entrocraft", "train", str(file)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
+    def trials(self) -> dict[str, dict[Any, Cell]]:
+        """Runs of the values to try: method -> value -> run."""
+        found = {}
+        for name, keys in self.methods.items():
+            if tune := Tune.of(name, keys):
+                found[name] = {
+                    value: self._cell(
+                        f"{name} {value}",
+                        self._changes(name, value),
+                        self.tuning.seed,
+                        self.output / "tuning" / f"{name}-{value}",
+                    )
+                    for value in tune.values
+                }
+        return found
+
+    def _changes(self, name: str, value: Any) -> dict[str, Any]:
+        keys = self.methods[name]
+        own = {key: keys[key] for key in keys if key not in ("seeds", "tune")}
+        tune = Tune.of(name, keys)
+        return own if tune is None or value is None else merge(own, tune.changes(value))
+
+    def _cell(self, title: str, changes: dict[str, Any], seed: int, directory: Path) -> Cell:
+        keys = merge(self.base, changes) | {"name": title, "seed": seed, "output": str(directory)}
+        return Cell(directory, config_from_mapping(TrainConfig, keys))
+
+    def _seeds(self, name: str) -> list[int]:
+        return self.methods[name].get("seeds", self.seeds)
 
 
 def compare(config: CompareConfig, console: Console | None = None) -> Path:
     """Run what is missing, then draw the common report; return its path.
 
     Raises:
-        RuntimeError: cells that failed, with their logs; the finished ones are kept.
+        RuntimeError: cells that failed, with their logs; the finished ones are kept and reported.
     """
-    from entrocraft.report import load_run, render_table, summarise, write_report
+    console = console or Console()
+    tuning = _tune(config, console)
+    cells = config.cells({name: found["chosen"] for name, found in tuning.items()})
+    failed = _run_missing(cells, config, "runs", console)
+    finished = [cell for cell in cells if cell not in failed]
+    if finished:
+        _report(config, tuning, finished, console)
+    _complain(failed, cells, "runs")
+    return config.output / "report.html"
+
+
+def _tune(config: CompareConfig, console: Console) -> dict[str, dict[str, Any]]:
+    """Run the trials, and say what was tried, how each value did and which is best."""
+    trials = config.trials()
+    cells = [cell for values in trials.values() for cell in values.values()]
+    failed = _run_missing(cells, config, "trial runs", console)
+    _complain(failed, cells, "trial runs")
+    by = config.tuning.by
+    tuning = {}
+    for name, values in trials.items():
+        numbers = {value: getattr(_summary(cell), by) for value, cell in values.items()}
+        tune = Tune.of(name, config.methods[name])
+        assert tune is not None, "it has trials"
+        best = config.tuning.best(name, numbers)
+        tried = {str(value): number for value, number in numbers.items()}
+        seed = config.tuning.seed
+        tuning[name] = {"key": tune.key, "by": by, "seed": seed, "tried": tried, "chosen": best}
+        shown = ", ".join(f"{value}: {number:.4g}" for value, number in numbers.items() if number)
+        _say(console, f"{name}: {tune.key}={best} has the best {by} ({shown})")
+    return tuning
+
+
+def _run_missing(
+    cells: list[Cell], config: CompareConfig, what: str, console: Console
+) -> list[Cell]:
+    """Run those of the cells that are not there; return those that failed."""
     from entrocraft.training.run import prepare_model
 
-    console = console or Console()
-    cells = config.cells()
     for model in {json.dumps(_model_settings(cell.config)): cell.config for cell in cells}.values():
         prepare_model(model, console)
     todo = [cell for cell in cells if not cell.finished()]
     if len(todo) < len(cells):
-        console.print(
-            f"{len(cells) - len(todo)} of {len(cells)} runs are there already; delete them in "
-            f"{config.output / 'cells'} to train them again",
-            soft_wrap=True,
-            highlight=False,
-        )
-    failed = run_cells(todo, config.jobs, config.threads, console)
+        there = f"{len(cells) - len(todo)} of {len(cells)} {what} are there already"
+        _say(console, f"{there}; delete them in {cells[0].directory.parent} to train them again")
+    return run_cells(todo, config.jobs, config.threads, console) if todo else []
+
+
+def _complain(failed: list[Cell], cells: list[Cell], what: str) -> None:
     if failed:
         logs = "\n".join(f"  {cell.title}: {cell.directory / 'log.txt'}" for cell in failed)
         raise RuntimeError(
-            f"{len(failed)} of {len(cells)} runs failed; the others are kept, the same command "
+            f"{len(failed)} of {len(cells)} {what} failed; the others are kept, the same command "
             f"tries these again:\n{logs}"
         )
-    directories = [cell.directory for cell in cells]
-    page = write_report(directories, config.output)
-    summaries = [summarise(load_run(directory)) for directory in directories]
+
+
+def _report(
+    config: CompareConfig, tuning: dict[str, Any], cells: list[Cell], console: Console
+) -> None:
+    from entrocraft.report import group_table, render_table, write_report
+
+    write_report([cell.directory for cell in cells], config.output)
+    summaries = [_summary(cell) for cell in cells]
     results = {
         "command": " ".join(["entrocraft", *sys.argv[1:]]),
         "config": {**asdict(config), "output": str(config.output)},
+        "tuning": tuning,
+        "groups": group_table(summaries),
         "runs": [
             asdict(summary) | {"probe": _probe_curve(cell)}
             for cell, summary in zip(cells, summaries, strict=True)
@@ -166,38 +202,16 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     }
     (config.output / "results.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
     console.print(render_table(summaries))
-    return page
 
 
-def run_cells(
-    cells: list[Cell], jobs: int, threads: int, console: Console, poll: float = _POLL_SECONDS
-) -> list[Cell]:
-    """Run cells, `jobs` at a time, under a progress display; return those that failed."""
-    from entrocraft.training.progress import CellsProgress
+def _summary(cell: Cell) -> Any:
+    from entrocraft.report import load_run, summarise
 
-    waiting, failed = list(cells), []
-    running: dict[str, tuple[Cell, subprocess.Popen[bytes]]] = {}
-    with CellsProgress([(cell.title, cell.config.steps) for cell in cells], console) as progress:
-        try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    cell = waiting.pop(0)
-                    running[cell.title] = (cell, cell.start(threads))
-                time.sleep(poll)
-                for title, (cell, process) in list(running.items()):
-                    records = cell.records()
-                    progress.show(title, records)
-                    if (code := process.poll()) is not None:
-                        del running[title]
-                        progress.finish(title, failed=code != 0)
-                        if code != 0:
-                            failed.append(cell)
-        finally:
-            for _, process in running.values():
-                process.terminate()
-            for _, process in running.values():
-                process.wait()
-    return failed
+    return summarise(load_run(cell.directory))
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _model_settings(config: TrainConfig) -> dict[str, Any]:
@@ -213,13 +227,3 @@ def _probe_curve(cell: Cell) -> list[list[float]]:
         for record in cell.records()
         if "entropy/probe" in record
     ]
-
-
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, mapping by mapping."""
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = merge(old, value) if both and old is not None else value
-    return merged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Any
 
@@ -110,6 +111,7 @@ class CellsProgress(Display):
     def __init__(self, cells: list[tuple[str, int]], console: Console) -> None:
         super().__init__(console, sum(steps for _, steps in cells))
         self._steps = dict(cells)
+        self._start = time.monotonic()
         self._done = {title: 0 for title, _ in cells}
         self._all = self._progress.add_task("[bold]all runs", total=self._steps_in_all)
         self._tasks = {
@@ -136,4 +138,13 @@ class CellsProgress(Display):
         total = sum(self._done.values())
         self._progress.update(self._all, completed=total)
         share = total / self._steps_in_all
-        self._every_tenth(total, f"{share:4.0%} of all steps  ({title}: {numbers})")
+        left = _time_left(time.monotonic() - self._start, share)
+        self._every_tenth(total, f"{share:4.0%} of all steps{left}  ({title}: {numbers})")
+
+
+def _time_left(elapsed: float, share: float) -> str:
+    """Say how long the rest takes if it goes on as it did; nothing before there is a pace."""
+    if not 0 < share < 1:
+        return ""
+    minutes = elapsed * (1 - share) / share / 60
+    return f", {minutes:.0f} min left" if minutes < 90 else f", {minutes / 60:.1f} h left"
