@@ -13,11 +13,12 @@ the change without that bias.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["change_sums", "realised_change", "untouched"]
+__all__ = ["change_sums", "realised_change", "tell_change", "untouched"]
 
 _LARGEST_LOG_RATIO = 2.0
 _FEWEST_PROMPTS = 6
@@ -100,3 +101,26 @@ def untouched(advantages: Tensor, group: Tensor) -> Tensor | None:
     trained = trained.index_add_(0, index, advantages.detach().cpu().double().abs())
     out = trained == 0
     return out[index] if int(out.sum()) >= _FEWEST_PROMPTS else None
+
+
+def tell_change(method: Any, sums: Tensor, trained: Tensor, group: Tensor) -> dict[str, float]:
+    """Tell a method how far its last batch moved the entropy; return what there is to log.
+
+    Args:
+        method: has `realised(change, stderr, trained)`; see `EntropyController`.
+        sums: (B, 4) of `change_sums`, of all processes.
+        trained: (B,) advantages as trained on.
+        group: (B,), an integer for each prompt.
+    """
+    left_out = untouched(trained, group)
+    if left_out is None:
+        parts = [(torch.ones(len(sums), dtype=torch.bool), True)]
+    else:
+        parts = [(left_out, False), (~left_out, True)]
+    metrics: dict[str, float] = {}
+    for rows, trained_on in parts:
+        if float(sums[rows, 0].sum()) > 0:
+            change, stderr = realised_change(sums[rows], group[rows])
+            told = method.realised(change, stderr, trained=trained_on)
+            metrics = metrics or told
+    return metrics

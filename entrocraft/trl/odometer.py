@@ -10,7 +10,7 @@ from accelerate.utils import gather
 from torch import Tensor
 from transformers import TrainerCallback
 
-from entrocraft.odometer import change_sums, realised_change, untouched
+from entrocraft.odometer import change_sums, tell_change
 from entrocraft.trl.signals import SignalRecorder, Signals
 
 __all__ = ["Odometer"]
@@ -70,16 +70,6 @@ class Odometer(TrainerCallback):
             sums = gather((sums.float() if device.type == "mps" else sums).to(device)).cpu()
         sums, trained = sums[:, :4], sums[:, 4]
         group = torch.arange(len(sums)) // trainer.num_generations
-        left_out = untouched(trained, group)
-        if left_out is None:
-            parts = [(torch.ones(len(sums), dtype=torch.bool), True)]
-        else:
-            parts = [(left_out, False), (~left_out, True)]
-        metrics: dict[str, float] = {}
-        for rows, trained_on in parts:
-            if float(sums[rows, 0].sum()) > 0:
-                change, stderr = realised_change(sums[rows], group[rows])
-                told = trainer.entropy_control.realised(change, stderr, trained=trained_on)
-                metrics = metrics or told
+        metrics = tell_change(trainer.entropy_control, sums, trained, group)
         for name, value in metrics.items():
             trainer._metrics["train"][name].append(value)

@@ -1,0 +1,16 @@
+"""Entropy control on stock verl, on one machine or many.
+
+    python -m entrocraft.verl <verl's own arguments> '+entrocraft.schedule="linear(0.6, 0.4, 800)"'
+
+Importing this package registers the trainers `entrocraft_sync`, `entrocraft_colocate_async` and
+`entrocraft_separate_async` with verl, and lets its FSDP engine serve token sensitivities. verl
+imports it by itself, in every process, where it is installed (entry point `verl.plugins`) or named
+in VERL_USE_EXTERNAL_MODULES.
+"""
+
+# verl first: a Ray worker may import this package before it, and verl imports this package
+import verl  # noqa: F401
+
+from entrocraft.verl.plugin import install
+
+install()

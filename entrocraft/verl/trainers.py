@@ -1,0 +1,349 @@
+"""verl's V1 trainers with entropy control, registered under names of their own."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from omegaconf import OmegaConf, open_dict
+from tensordict import TensorDict
+from torch import Tensor
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.workers.utils.padding import response_from_nested, response_to_nested
+
+from entrocraft.effects import TOKEN_LEVELS
+from entrocraft.method import Decision, EntropyMethod
+from entrocraft.odometer import change_sums, tell_change
+from entrocraft.tokens import TokenBatch
+from entrocraft.verl.engine import FLAG, SENSITIVITY
+from entrocraft.verl.memory import checkpoint_folder, read_memory, write_memory
+from entrocraft.verl.plugin import SUPPORTED, trainer_name
+from entrocraft.verl.settings import method_of
+from entrocraft.verl.trajectories import Rows, Trajectories
+
+_Trainer: Any = object  # for the type checker: the mixin's next class is one of verl's trainers
+
+__all__ = [
+    "EntropyControlColocateAsync",
+    "EntropyControlMixin",
+    "EntropyControlSeparateAsync",
+    "EntropyControlSync",
+    "check_seams",
+]
+
+_SEAMS = {
+    "fit": ["self", "agent_loop_manager"],
+    "_compute_old_log_prob": ["self", "batch", "metrics"],
+    "_compute_advantage": ["self", "batch", "metrics"],
+    "_update_actor": ["self", "batch", "metrics"],
+    "_save_checkpoint": ["self"],
+    "_load_checkpoint": ["self"],
+}
+
+
+def check_seams(trainer: type) -> None:
+    """Refuse a verl whose trainer has other methods than those that are overridden here.
+
+    Raises:
+        RuntimeError: names the method.
+    """
+    for name, wanted in _SEAMS.items():
+        method = getattr(trainer, name, None)
+        found = None if method is None else list(inspect.signature(method).parameters)
+        if found != wanted:
+            state = "is missing" if found is None else f"takes ({', '.join(found)})"
+            raise RuntimeError(
+                f"verl's {trainer.__name__}.{name} {state}, entrocraft expects "
+                f"({', '.join(wanted)}): this verl is not known. Supported is verl {SUPPORTED}"
+            )
+
+
+class EntropyControlMixin(_Trainer):
+    """Adds entropy control to one of verl's V1 trainers: put it before the trainer's class.
+
+    After verl has computed advantages, the method decides once on the rollouts of a batch; rows of
+    one rollout share its fate, rows of padding have none. Masks and normalisers stay verl's.
+    The schedule's clock counts optimiser steps: a batch that makes four mini-batches takes four.
+
+    Attributes:
+        mode: verl's own name of the trainer.
+        entropy_control: the method, from the section `entrocraft` of the configuration.
+        last_decision: on the latest batch; None before the first.
+    """
+
+    mode: str
+    entropy_control: EntropyMethod
+    last_decision: Decision | None
+
+    def __init__(self, config: Any) -> None:
+        self.entropy_control = method_of(config)
+        self.last_decision = None
+        self._optimiser_steps = 0.0
+        self._before: tuple[Trajectories, Tensor] | None = None
+        self._measured: dict[str, Any] | None = None
+        with open_dict(config):
+            # verl compares the mode with its own names, and looks up settings by it
+            config.trainer.v1.trainer_mode = self.mode
+        super().__init__(config)
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """Check the schedule over the whole run, then train."""
+        self.entropy_control.prepare(
+            vocabulary=max(len(self.tokenizer), self.tokenizer.vocab_size),
+            steps=round(self.total_training_steps * self._usual_steps()),
+        )
+        super().fit(agent_loop_manager)
+
+    def _usual_steps(self) -> float:
+        """Optimiser steps of a training step, as configured."""
+        actor = self.config.actor_rollout_ref.actor
+        return self.config.data.train_batch_size / actor.ppo_mini_batch_size * actor.ppo_epochs
+
+    # What verl measures ---------------------------------------------------------------------
+
+    def _compute_old_log_prob(self, batch: Any, metrics: dict) -> Any:
+        self._measured = None
+        if self._bypasses():
+            # verl makes no pass here; the old log-probabilities stay those of the rollouts
+            batch = super()._compute_old_log_prob(batch, metrics)
+            self._measured = self._measure(batch, sensitivity=self._needs_sensitivity)
+            return batch
+        if self._needs_sensitivity:
+            batch.extra_info[FLAG] = True
+        batch = super()._compute_old_log_prob(batch, metrics)
+        batch.extra_info.pop(FLAG, None)
+        return batch
+
+    def _bypasses(self) -> bool:
+        correction = self.config.algorithm.get("rollout_correction", None)
+        return bool(correction and correction.get("bypass_mode", False))
+
+    @property
+    def _needs_sensitivity(self) -> bool:
+        return self.entropy_control.effect in TOKEN_LEVELS
+
+    def _measure(self, batch: Any, sensitivity: bool = False) -> dict[str, Tensor]:
+        """One forward pass over a batch: padded (R, T) log-probabilities, entropies and more."""
+        kept = dict(batch.extra_info)
+        batch.extra_info.update(
+            {
+                "calculate_entropy": True,
+                "compute_loss": False,
+                "temperature": self.config.actor_rollout_ref.rollout.temperature,
+                FLAG: sensitivity,
+            }
+        )
+        old = self._fetch(batch, ["entropy"])  # the pass writes over it
+        self.actor_rollout_wg.compute_log_prob(batch)
+        batch.extra_info.clear()
+        batch.extra_info.update(kept)
+        names = {"log_probs": "logprobs", "entropy": "entropies"}
+        if sensitivity:
+            names[SENSITIVITY] = "sensitivity"
+        data = self._fetch(batch, [*names, "response_mask"])
+        mask = data["response_mask"]
+        self._demand(data, names)
+        found = {
+            ours: _padded(response_from_nested(data[field], mask)) for field, ours in names.items()
+        }
+        if "entropy" in set(old.keys()):
+            tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=old)
+        return found
+
+    def _fetch(self, batch: Any, fields: list[str]) -> Any:
+        return tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=fields
+        )
+
+    def _demand(self, data: Any, fields: Any) -> None:
+        """Refuse to go on without what the engine should have served.
+
+        Raises:
+            RuntimeError: names what is missing, and the way out.
+        """
+        served = set(data.keys())
+        if SENSITIVITY in fields and SENSITIVITY not in served:
+            raise RuntimeError(
+                "the engine has served no token sensitivities for the level 'logit': only verl's "
+                "FSDP engines do, in processes that have imported entrocraft.verl (install "
+                "entrocraft on every node, or forward VERL_USE_EXTERNAL_MODULES=entrocraft.verl "
+                "through ray_kwargs.ray_init.runtime_env.env_vars); otherwise use "
+                "+entrocraft.effect=sampled"
+            )
+        if missing := [field for field in fields if field not in served]:
+            raise RuntimeError(
+                f"verl's batch has no {', '.join(missing)}; supported is verl {SUPPORTED}"
+            )
+
+    # The decision ---------------------------------------------------------------------------
+
+    def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
+        batch = super()._compute_advantage(batch, metrics)
+        self._before = None
+        if self.config.trainer.critic_warmup > self.global_steps:
+            return batch  # the actor is not updated yet
+        rows, nested_mask = self._rows(batch)
+        rollouts = Trajectories(rows)
+        if not bool(rows.mask[rollouts.real].any()):
+            return batch  # nothing to measure, nothing to train on
+        sums = rollouts.sums()
+        decision = self.entropy_control.decide(
+            sums,
+            step=round(self._optimiser_steps),
+            optimiser_steps=self._steps_of(batch),
+            momentum=self._momentum(),
+        )
+        advantages = rollouts.advantages(sums, decision)
+        advantages = self._reweighed(rows, advantages)
+        fields = TensorDict(
+            {"advantages": response_to_nested(advantages, nested_mask)}, batch_size=len(batch)
+        )
+        batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+        self.last_decision = decision
+        metrics.update(decision.metrics)
+        self._before = rollouts, rollouts.trained(advantages)
+        return batch
+
+    def _rows(self, batch: Any) -> tuple[Rows, Tensor]:
+        """Read the batch; also verl's nested response mask, which gives rows their lengths."""
+        names = ["advantages", "response_mask", "old_log_probs", "rm_scores"]
+        if self._measured is None:
+            names.append("entropy")
+            if self._needs_sensitivity:
+                names.append(SENSITIVITY)
+        data = self._fetch(batch, names)
+        self._demand(data, names)
+        nested_mask = data["response_mask"]
+        measured = self._measured
+        if measured is None:
+            measured = {"logprobs": _padded(data["old_log_probs"])}
+            measured["entropies"] = _padded(data["entropy"])
+            if self._needs_sensitivity:
+                measured["sensitivity"] = _padded(
+                    response_from_nested(data[SENSITIVITY], nested_mask)
+                )
+        rows = Rows(
+            keys=list(batch.keys),
+            padding=torch.tensor([bool(tag.get("is_padding", False)) for tag in batch.tags]),
+            advantages=_padded(data["advantages"]).float(),
+            mask=_padded(nested_mask).bool(),
+            logprobs=measured["logprobs"].float(),
+            entropies=measured["entropies"].float(),
+            sensitivity=measured["sensitivity"].float() if "sensitivity" in measured else None,
+            rewards=_padded(data["rm_scores"]).float().sum(1),
+        )
+        return rows, nested_mask
+
+    def _reweighed(self, rows: Rows, advantages: Tensor) -> Tensor:
+        """Let a method that weighs the tokens of a batch do so."""
+        reweigh = getattr(self.entropy_control, "reweigh", None)
+        if reweigh is None:
+            return advantages
+        assert rows.entropies is not None
+        real = ~rows.padding
+        by_row = torch.where(rows.mask, advantages, 0.0).sum(1) / rows.mask.sum(1).clamp(min=1)
+        tokens = TokenBatch(
+            step=round(self._optimiser_steps),
+            advantages=by_row[real],
+            mask=rows.mask[real],
+            logprobs=rows.logprobs[real],
+            old_logprobs=rows.logprobs[real],
+            entropies=rows.entropies[real],
+            old_entropies=rows.entropies[real],
+            sensitivity=None if rows.sensitivity is None else rows.sensitivity[real],
+        )
+        weighed = advantages.clone()
+        weighed[real] = reweigh(tokens).to(advantages.dtype)
+        return weighed
+
+    def _steps_of(self, batch: Any) -> float:
+        """Optimiser steps that the actor makes of a batch."""
+        actor = self.config.actor_rollout_ref.actor
+        rows = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
+        return len(batch) / rows * actor.ppo_epochs
+
+    def _momentum(self) -> float | None:
+        betas = OmegaConf.select(self.config, "actor_rollout_ref.actor.optim.betas")
+        return None if betas is None else float(betas[0])
+
+    # The update -----------------------------------------------------------------------------
+
+    def _update_actor(self, batch: Any, metrics: dict) -> Any:
+        steps = self._steps_of(batch)
+        batch = super()._update_actor(batch, metrics)
+        self._optimiser_steps += steps
+        before, self._before = self._before, None
+        if before is not None and getattr(self.entropy_control, "remeasure", False):
+            rollouts, trained = before
+            rows, real = rollouts.rows, rollouts.real
+            after = self._measure(batch)
+            assert rows.entropies is not None
+            sums = change_sums(
+                rows.mask[real],
+                rows.logprobs[real],
+                after["logprobs"][real],
+                rows.entropies[real],
+                after["entropies"][real],
+            )
+            metrics.update(
+                tell_change(self.entropy_control, rollouts.total(sums), trained, rollouts.group)
+            )
+        return batch
+
+    # The memory -----------------------------------------------------------------------------
+
+    def _save_checkpoint(self) -> None:
+        # before verl's own files: it names the checkpoint as the latest when it has written all
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        memory = {
+            "method": self.entropy_control.state_dict(),
+            "optimiser_steps": self._optimiser_steps,
+        }
+        write_memory(folder, memory)
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps > 0:
+            memory = read_memory(checkpoint_folder(self.config, self.global_steps))
+            if memory is not None:
+                self.entropy_control.load_state_dict(memory["method"])
+                self._optimiser_steps = memory["optimiser_steps"]
+            else:
+                self._optimiser_steps = self.global_steps * self._usual_steps()
+
+
+def _padded(nested: Tensor) -> Tensor:
+    """(R, T) from a nested tensor, 0 beyond each row's end."""
+    return torch.nested.to_padded_tensor(nested, 0) if nested.is_nested else nested
+
+
+for _trainer in (PPOTrainerSync, PPOTrainerColocateAsync, PPOTrainerSeparateAsync):
+    check_seams(_trainer)
+
+
+@register_trainer(trainer_name("sync"))
+class EntropyControlSync(EntropyControlMixin, PPOTrainerSync):
+    """verl's trainer `sync` with entropy control."""
+
+    mode = "sync"
+
+
+@register_trainer(trainer_name("colocate_async"))
+class EntropyControlColocateAsync(EntropyControlMixin, PPOTrainerColocateAsync):
+    """verl's trainer `colocate_async` with entropy control."""
+
+    mode = "colocate_async"
+
+
+@register_trainer(trainer_name("separate_async"))
+class EntropyControlSeparateAsync(EntropyControlMixin, PPOTrainerSeparateAsync):
+    """verl's trainer `separate_async` with entropy control."""
+
+    mode = "separate_async"

@@ -1,0 +1,182 @@
+"""verl's rows as the rollouts that a decision is about, and back.
+
+An agent may leave several rows for one rollout (session); rows that only fill up a batch belong to
+none. A decision keeps or rejects whole rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from entrocraft.method import Decision
+from entrocraft.rollouts import RolloutSums
+
+__all__ = ["Rows", "Trajectories"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch of verl's as padded tensors; (R, T) unless said otherwise.
+
+    Attributes:
+        keys: names of the rows, "{uid}_{session}_{index}".
+        padding: (R,) bool, rows that only fill up the batch.
+        advantages: of the tokens.
+        mask: bool, response tokens.
+        logprobs: nats, of the sampled tokens before the update.
+        entropies: nats, or None.
+        sensitivity: nats per unit of advantage, or None.
+        rewards: (R,), the sum of each row's token rewards.
+    """
+
+    keys: Sequence[str]
+    padding: Tensor
+    advantages: Tensor
+    mask: Tensor
+    logprobs: Tensor
+    entropies: Tensor | None
+    sensitivity: Tensor | None
+    rewards: Tensor
+
+    def __post_init__(self) -> None:
+        for key in self.keys:
+            if len(key.rsplit("_", 2)) != 3 or not key.rsplit("_", 1)[1].isdigit():
+                raise ValueError(
+                    f"the row {key!r} is not named uid_session_index as verl's rows are, so it is "
+                    "not known which rollout it belongs to"
+                )
+
+
+class Trajectories:
+    """Rollouts, each with one or several rows.
+
+    `rollout` (R,) is the rollout of each row, -1 for padding; `group` (B,) the prompt of each.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        sessions: dict[tuple[str, str], int] = {}
+        prompts: dict[str, int] = {}
+        last: dict[int, tuple[int, int]] = {}
+        rollout, group = [], []
+        for row, key in enumerate(rows.keys):
+            if bool(rows.padding[row]):
+                rollout.append(-1)
+                continue
+            uid, session, index = key.rsplit("_", 2)
+            if (uid, session) not in sessions:
+                sessions[uid, session] = len(sessions)
+                group.append(prompts.setdefault(uid, len(prompts)))
+            number = sessions[uid, session]
+            rollout.append(number)
+            last[number] = max(last.get(number, (-1, -1)), (int(index), row))
+        self.rollout = torch.tensor(rollout, dtype=torch.long)
+        self.group = torch.tensor(group, dtype=torch.long)
+        self._last = torch.tensor([last[number][1] for number in range(len(last))])
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    @property
+    def real(self) -> Tensor:
+        """(R,) bool: rows that belong to a rollout."""
+        return self.rollout >= 0
+
+    def sums(self) -> RolloutSums:
+        """Per-rollout sums for a decision, over all rows of each.
+
+        Advantages that differ from token to token (GAE) enter as one number, their root mean square
+        with the sign of their mean; the sensitivity then makes up for the difference, so that the
+        rollout's effect is the sum over tokens of advantage times sensitivity.
+
+        Raises:
+            ValueError: a value that is not finite on a response token.
+        """
+        rows, mask = self.rows, self.rows.mask[self.real]
+        given = self._added("advantages", rows.advantages)
+        tokens = self.total(mask)
+        inside = torch.where(mask, rows.advantages[self.real], torch.nan).double()
+        low, high = self._extremes(inside)
+        alike = low == high
+        spread = self.total(inside.square().nansum(1)) / tokens.clamp(min=1)
+        size = torch.where(given < 0, -1.0, 1.0) * spread.sqrt()
+        advantages = torch.where(alike, low, size)
+        sensitivity = None
+        if rows.sensitivity is not None:
+            sensitivity = self._added("sensitivity", rows.sensitivity)
+            effect = self._added("sensitivity", rows.sensitivity * rows.advantages)
+            # a rollout without advantage keeps its tokens' own sum: it may yet be given one
+            plain = alike | (advantages == 0)
+            sensitivity = torch.where(plain, sensitivity, effect / advantages)
+        logprob = self._added("logprobs", rows.logprobs)
+        return RolloutSums(
+            advantages=advantages,
+            tokens=tokens,
+            logprob=logprob,
+            entropy=-logprob
+            if rows.entropies is None
+            else self._added("entropies", rows.entropies),
+            sensitivity=sensitivity,
+            rewards=rows.rewards.double()[self._last],
+            group=self.group,
+        )
+
+    def _added(self, name: str, values: Tensor) -> Tensor:
+        """(B,) sum of (R, T) over the response tokens of each rollout.
+
+        Raises:
+            ValueError: a value that is not finite there; names the row.
+        """
+        inside = torch.where(self.rows.mask, values, 0.0)[self.real].double()
+        bad = ~torch.isfinite(inside).all(1)
+        if bool(bad.any()):
+            row = int(self.real.nonzero()[int(bad.nonzero()[0])])
+            raise ValueError(
+                f"{name} of the row {self.rows.keys[row]} are not finite on its response tokens; "
+                "mask tokens that could not be scored, or give the row an advantage of 0"
+            )
+        return self.total(inside.sum(1))
+
+    def _extremes(self, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) least and largest advantage of each rollout's tokens; 0 where it has none."""
+        owner = self.rollout[self.real]
+        low = torch.full((len(self),), torch.inf, dtype=torch.float64)
+        low.scatter_reduce_(0, owner, inside.nan_to_num(torch.inf).amin(1), "amin")
+        high = torch.full((len(self),), -torch.inf, dtype=torch.float64)
+        high.scatter_reduce_(0, owner, inside.nan_to_num(-torch.inf).amax(1), "amax")
+        return low.nan_to_num(posinf=0.0), high.nan_to_num(neginf=0.0)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum (real rows, ...) over the rows of each rollout: (B, ...) float64.
+
+        A boolean (real rows, T) counts.
+        """
+        if values.dtype == torch.bool:
+            values = values.sum(1)
+        shape = (len(self), *values.shape[1:])
+        owner = self.rollout[self.real]
+        return torch.zeros(shape, dtype=torch.float64).index_add_(0, owner, values.double())
+
+    def advantages(self, sums: RolloutSums, decision: Decision) -> Tensor:
+        """(R, T) advantages to train on.
+
+        Weights multiply the tokens' own advantages; where a method puts other advantages in place
+        of the estimator's, every token of the rollout gets its rollout's.
+        """
+        rows = self.rows
+        weighted = torch.allclose(decision.advantages, sums.advantages * decision.weights)
+        given = decision.weights if weighted else decision.advantages
+        by_row = torch.zeros(len(rows.keys), dtype=torch.float64)
+        by_row[self.real] = given[self.rollout[self.real]]
+        by_row = by_row.to(rows.advantages.dtype)[:, None]
+        if weighted:
+            return rows.advantages * by_row
+        return by_row * rows.mask
+
+    def trained(self, advantages: Tensor) -> Tensor:
+        """(B,) size of the advantages (R, T) that each rollout was trained on."""
+        return self.total(torch.where(self.rows.mask, advantages.abs(), 0.0).sum(1)[self.real])

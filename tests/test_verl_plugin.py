@@ -1,0 +1,317 @@
+"""The plug-in's ways into verl, its settings and memory, without starting a cluster."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+pytest.importorskip("verl", reason="verl is not installed")
+
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from verl.trainer.ppo.v1 import get_trainer_cls
+from verl.trainer.ppo.v1.utils import MetricsAggregator
+from verl.utils import tensordict_utils
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+from entrocraft import EntropyController, EntropyControlWarning
+from entrocraft.effects import token_statistics
+from entrocraft.methods import METHODS
+from entrocraft.verl import plugin
+from entrocraft.verl.__main__ import _prepare, arguments_for_verl
+from entrocraft.verl.engine import FLAG, SENSITIVITY
+from entrocraft.verl.memory import checkpoint_folder, read_memory, write_memory
+from entrocraft.verl.plugin import MODES, trainer_name
+from entrocraft.verl.settings import method_of
+from entrocraft.verl.trainers import EntropyControlMixin, check_seams
+
+# ---------------------------------------------------------------- ways in
+
+NAMES = "from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY as r; "
+SHOW = NAMES + "import verl.trainer.ppo.v1; print(sorted(n for n in r if n[:5] == 'entro'))"
+
+
+def python(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"VERL_USE_EXTERNAL_PLUGINS": "none"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "environment"),
+    [
+        (SHOW, {"VERL_USE_EXTERNAL_MODULES": "entrocraft.verl"}),
+        (SHOW, {"VERL_USE_EXTERNAL_PLUGINS": "auto"}),
+        # a Ray worker may import the plug-in first
+        ("import entrocraft.verl; " + SHOW, {}),
+    ],
+    ids=["external modules", "entry point", "imported first"],
+)
+def test_verl_knows_the_trainers_by_every_way_in(code, environment):
+    done = python(code, **environment)
+    assert str(sorted(map(trainer_name, MODES))) in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_without_the_plug_in_verl_knows_none():
+    assert "[]" in python(SHOW).stdout
+
+
+def test_importing_the_plug_in_loads_no_trainer():
+    code = "import entrocraft.verl, sys; print('verl.trainer.ppo.v1' in sys.modules)"
+    assert "False" in python(code).stdout
+
+
+def test_trainers_are_verls_with_the_mixin_before():
+    for mode in MODES:
+        controlled, plain = get_trainer_cls(trainer_name(mode)), get_trainer_cls(mode)
+        assert issubclass(controlled, plain)
+        assert controlled.__mro__[1] is EntropyControlMixin
+        assert controlled.mode == mode
+
+
+def test_an_unknown_verl_is_refused_loudly(monkeypatch, caplog):
+    monkeypatch.setattr(plugin, "version", lambda name: "0.8.0")
+    with pytest.raises(RuntimeError, match=r"verl 0\.8\.0 is installed, entrocraft knows verl"):
+        plugin.install()
+    assert "no entropy control: verl 0.8.0" in caplog.text
+
+
+def test_a_trainer_with_other_methods_is_refused():
+    class Renamed:
+        def fit(self, agent_loop_manager): ...
+        def _compute_old_log_prob(self, batch, metrics, extra): ...
+
+    with pytest.raises(RuntimeError, match=r"Renamed._compute_old_log_prob takes \(self, batch, m"):
+        check_seams(Renamed)
+    with pytest.raises(RuntimeError, match=r"object\.fit is missing"):
+        check_seams(object)
+
+
+# ---------------------------------------------------------------- settings
+
+
+def config(**keys):
+    return OmegaConf.create({"entrocraft": keys})
+
+
+def test_keys_are_those_of_the_yaml_files():
+    method = method_of(config(schedule="linear(0.6, 0.4, 800)", rule="sign", band=0.1, seed=4))
+    assert isinstance(method, EntropyController)
+    assert (method.target(400), method.seed, method.rule.name) == (0.5, 4, "sign")
+    assert method.feedback.band.low == -0.1
+    assert method_of(config(rule="qae", options={"quantile": 0.3})).quantile == 0.3
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (OmegaConf.create({}), "no entropy control is configured; add a schedule"),
+        (OmegaConf.create({"entrocraft": 3}), "entrocraft is 3; it has keys"),
+        (config(schedul="0.4"), "schedul"),
+        (config(schedule="linear(1)"), "linear"),
+        (config(schedule="0.4", seed="x"), "entrocraft.seed is 'x'"),
+        (config(schedule="0.4", effect="gradient"), "effect 'gradient' differentiates the model"),
+        (config(rule="clip_cov"), "'clip_cov' works inside the trainer's loss or on its options"),
+    ],
+)
+def test_wrong_settings_are_refused(section, message):
+    with pytest.raises(ValueError, match=message):
+        method_of(section)
+
+
+def test_methods_that_work_on_advantages_are_hosted():
+    hosted = set()
+    for name in METHODS:
+        try:
+            method_of(config(rule=name))
+        except ValueError:
+            continue
+        hosted.add(name)
+    on_rollouts = {"raft++", "reinforce_rej", "psr", "nsr", "w_reinforce", "qae", "entropic_fork"}
+    assert hosted == on_rollouts | {"clip_b", "clip_v"}
+
+
+def test_no_metric_is_merged_in_a_way_that_its_name_suggests_by_accident():
+    # verl takes the largest, least or sum of metrics whose names contain these words
+    from pathlib import Path
+
+    text = Path("docs/metrics.md").read_text()
+    names = {word.strip("`") for word in text.split() if word.startswith("`entropy/")}
+    assert len(names) > 15
+    for name in names:
+        assert MetricsAggregator()._get_aggregation_type(name) == "weighted_avg", name
+
+
+# ---------------------------------------------------------------- the launcher
+
+
+def test_arguments_are_put_into_hydras_grammar():
+    given = [
+        "trainer.n_gpus_per_node=8",
+        "entrocraft.schedule=linear(0.6, 0.4, 800)",
+        '+entrocraft.schedule="cosine(1, 0, 9)"',
+        "+entrocraft.rule=sign",
+        "entrocraft.options={quantile: 0.3}",
+        "entrocraft.band=0.1",
+    ]
+    assert arguments_for_verl(given) == [
+        "trainer.n_gpus_per_node=8",
+        '+entrocraft.schedule="linear(0.6, 0.4, 800)"',
+        '+entrocraft.schedule="cosine(1, 0, 9)"',
+        "+entrocraft.rule=sign",
+        "+entrocraft.options={quantile: 0.3}",
+        "+entrocraft.band=0.1",
+    ]
+
+
+def launch_config(mode="sync", **changes):
+    values = {
+        "trainer": {"use_v1": True, "v1": {"trainer_mode": mode}},
+        "ray_kwargs": {"ray_init": {"num_cpus": None}},
+        "entrocraft": {"schedule": "0.4"},
+    }
+    return OmegaConf.create(values | changes)
+
+
+@pytest.mark.parametrize("mode", ["sync", "entrocraft_sync"])
+def test_the_launcher_chooses_the_controlled_trainer_everywhere(monkeypatch, mode):
+    monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "mine")
+    made = launch_config(mode)
+    OmegaConf.set_struct(made, True)
+    _prepare(made, "mine,entrocraft.verl")
+    assert made.trainer.v1.trainer_mode == "entrocraft_sync"
+    forwarded = made.ray_kwargs.ray_init.runtime_env.env_vars
+    assert forwarded.VERL_USE_EXTERNAL_MODULES == "mine,entrocraft.verl"
+    assert os.environ["VERL_USE_EXTERNAL_MODULES"] == "mine,entrocraft.verl"
+
+
+def test_the_launcher_refuses_before_a_cluster_is_started():
+    with pytest.raises(SystemExit, match="entropy control knows verl's V1 trainers: sync, coloc"):
+        _prepare(launch_config("asynchronous"), "")
+    with pytest.raises(SystemExit, match="entrocraft: no entropy control is configured"):
+        _prepare(launch_config(entrocraft=None), "")
+
+
+# ---------------------------------------------------------------- the memory
+
+
+def checkpoints(folder, mode="auto", path=None):
+    trainer = {
+        "resume_mode": mode,
+        "resume_from_path": path,
+        "default_local_dir": str(folder),
+    }
+    return OmegaConf.create({"trainer": trainer})
+
+
+def test_memory_lies_beside_verls_checkpoint(tmp_path):
+    automatic = checkpoint_folder(checkpoints(tmp_path), 7)
+    assert automatic == tmp_path / "global_step_7"
+    named = checkpoints(tmp_path / "new", "resume_path", str(tmp_path / "old" / "global_step_7"))
+    assert checkpoint_folder(named, 7) == tmp_path / "old" / "global_step_7"
+    # what is saved later in the same run goes to the new place
+    assert checkpoint_folder(named, 8) == tmp_path / "new" / "global_step_8"
+    write_memory(automatic, {"method": {"a": 1}, "optimiser_steps": 28.0})
+    assert read_memory(automatic) == {"method": {"a": 1}, "optimiser_steps": 28.0}
+    assert [file.name for file in automatic.iterdir()] == ["entrocraft.json"]
+
+
+def test_a_checkpoint_without_memory_warns_and_a_broken_one_stops(tmp_path):
+    with pytest.warns(EntropyControlWarning, match="was written without entropy control"):
+        assert read_memory(tmp_path) is None
+    for text in ("{", "[]", '{"method": 1}'):
+        (tmp_path / "entrocraft.json").write_text(text)
+        with pytest.raises(ValueError, match="is not the memory of an entropy method"):
+            read_memory(tmp_path)
+
+
+# ---------------------------------------------------------------- the engine
+
+
+class Output:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def engine_call(packed, asked=True, temperature=0.7, **flags):
+    """Call the engine's own method on hand-made logits; return its answer and what went in."""
+    generator = torch.Generator().manual_seed(0)
+    lengths, width, vocabulary = [5, 3, 7], 7, 11
+    sequences = [torch.randint(vocabulary, (n,), generator=generator) for n in lengths]
+    nested = torch.nested.as_nested_tensor(sequences, layout=torch.jagged)
+    logits = torch.randn(3, width, vocabulary, generator=generator)
+    labels = torch.cat([s.roll(-1) for s in sequences])
+    flat = torch.cat([row[:n] for row, n in zip(logits, lengths, strict=True)])
+    batch = TensorDict({"input_ids": nested}, batch_size=3)
+    settings = {
+        "use_remove_padding": packed,
+        "calculate_entropy": True,
+        FLAG: asked,
+        **flags,
+    }
+    tensordict_utils.assign_non_tensor(batch, **settings)
+    arguments = {"input_ids_rmpad_rolled": labels, "temperature_is_one": False}
+    if packed:
+        given = flat[None].clone()
+        arguments |= {"temperature_rmpad": torch.full((15,), temperature), "pad_size": 0}
+    else:
+        given = logits.clone()
+        arguments["temperature"] = torch.full((3,), temperature)
+    engine = object.__new__(FSDPEngineWithLMHead)
+    engine.use_ulysses_sp = False
+    engine.ulysses_sequence_parallel_size = 1
+    engine.engine_config = type(
+        "Settings", (), {"entropy_checkpointing": False, "entropy_from_logits_with_chunking": False}
+    )()
+    from verl.utils import torch_functional
+
+    engine.compute_entropy_from_logits = torch_functional.entropy_from_logits
+    out = engine.prepare_model_outputs(Output(given), arguments, batch, None)
+    return out, flat, labels, nested.offsets()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_engine_serves_sensitivities_beside_its_entropies(packed):
+    out, logits, labels, offsets = engine_call(packed)
+    expected = token_statistics(logits, labels, 0.7)
+    assert torch.equal(out[SENSITIVITY].offsets(), offsets)
+    assert torch.allclose(out[SENSITIVITY].values(), expected.sensitivity, atol=1e-6)
+    assert torch.allclose(out["entropy"].values(), expected.entropy, atol=1e-5)
+    assert torch.allclose(out["log_probs"].values(), expected.logprob, atol=1e-5)
+    unasked, *_ = engine_call(packed, asked=False)
+    assert SENSITIVITY not in unasked
+    assert torch.equal(unasked["log_probs"].values(), out["log_probs"].values())
+
+
+def test_fused_kernels_cannot_serve_them():
+    with pytest.raises(RuntimeError, match="fused kernels never make; set"):
+        engine_call(True, use_fused_kernels=True)
+
+
+def test_the_engine_is_extended_once():
+    from entrocraft.verl.engine import serve_sensitivity
+
+    before = FSDPEngineWithLMHead.prepare_model_outputs
+    serve_sensitivity(FSDPEngineWithLMHead)
+    assert FSDPEngineWithLMHead.prepare_model_outputs is before
+    assert "logits_processor_func" in inspect.signature(before).parameters
+
+
+def test_memory_is_json(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        state = method_of(config(schedule="0.4")).state_dict()
+        write_memory(tmp_path, {"method": state, "optimiser_steps": 0.0})
+    assert json.loads((tmp_path / "entrocraft.json").read_text())["method"] == state

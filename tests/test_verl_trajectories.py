@@ -1,0 +1,142 @@
+"""verl's rows as rollouts: padding out, one decision for a session, the decision that TRL gets."""
+
+import pytest
+import torch
+
+pytest.importorskip("verl", reason="verl is not installed")
+
+from entrocraft import EntropyController, RolloutBatch
+from entrocraft.methods import get_method
+from entrocraft.verl.trajectories import Rows, Trajectories
+
+
+def make_rows(seed=0, prompts=6, generations=4, width=7, padding=0, **changes):
+    """Rows of one turn each, in shuffled order, and some of padding."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    count = prompts * generations
+    keys = [f"uid{p}_{g}_0" for p in range(prompts) for g in range(generations)]
+    order = torch.randperm(count, generator=generator).tolist()
+    keys = [keys[i] for i in order] + [f"pad0_{i}_0" for i in range(padding)]
+    total = count + padding
+    lengths = torch.randint(1, width + 1, (total,), generator=generator)
+    mask = torch.arange(width) < lengths[:, None]
+    mask[count:] = False
+    values = {
+        "keys": keys,
+        "padding": torch.arange(total) >= count,
+        "advantages": normal(total)[:, None] * mask,
+        "mask": mask,
+        "logprobs": -normal(total, width).abs(),
+        "entropies": normal(total, width).abs(),
+        "sensitivity": 0.1 * normal(total, width),
+        "rewards": (normal(total) > 0).float(),
+    }
+    return Rows(**(values | changes))
+
+
+def test_the_same_batch_gives_the_decision_that_the_trl_adapter_gets():
+    rows = make_rows(padding=5)
+    real = ~rows.padding
+    prompt = torch.tensor([int(key[3 : key.index("_")]) for key in rows.keys[: int(real.sum())]])
+    plain = RolloutBatch(
+        step=3,
+        advantages=rows.advantages[real, 0],
+        mask=rows.mask[real],
+        logprobs=rows.logprobs[real],
+        entropies=rows.entropies[real],
+        sensitivity=rows.sensitivity[real],
+        rewards=rows.rewards[real],
+        group=prompt,
+        optimiser_steps=2,
+    )
+    for rule, effect in (("tilt", "logit"), ("tilt", "sampled"), ("sign", None), ("switch", None)):
+        ours, theirs = (EntropyController(0.4, rule, effect, seed=3) for _ in range(2))
+        rollouts = Trajectories(rows)
+        for _ in range(3):
+            decision = ours.decide(rollouts.sums(), step=3, optimiser_steps=2)
+            expected = theirs.decide(plain)
+            assert torch.equal(decision.weights, expected.weights)
+            assert torch.equal(decision.advantages, expected.advantages)
+            assert decision.metrics == pytest.approx(expected.metrics)
+        assert 0 < int((expected.weights == 0).sum()) < len(expected.weights)
+        trained = rollouts.advantages(rollouts.sums(), decision)
+        assert torch.allclose(trained[real], expected.advantages.float()[:, None] * rows.mask[real])
+        assert not trained[~real].any()
+    for name in ("w_reinforce", "qae", "entropic_fork"):
+        method, other = (get_method(name, 0.4) for _ in range(2))
+        decision = method.decide(Trajectories(rows).sums(), step=3)
+        assert torch.equal(decision.advantages, other.decide(plain).advantages)
+
+
+def test_rows_of_one_session_share_its_fate():
+    rows = make_rows(prompts=3, generations=2)
+    # the second turn of every session; its reward is the session's
+    again = make_rows(seed=1, prompts=3, generations=2)
+    place = {key: row for row, key in enumerate(again.keys)}
+    order = torch.tensor([place[key] for key in rows.keys])
+    both = Rows(
+        keys=[*rows.keys, *(key[:-1] + "1" for key in rows.keys)],
+        padding=torch.zeros(12, dtype=torch.bool),
+        advantages=torch.cat(
+            [rows.advantages, rows.advantages.sum(1, keepdim=True).sign() * again.mask[order]]
+        ),
+        mask=torch.cat([rows.mask, again.mask[order]]),
+        logprobs=torch.cat([rows.logprobs, again.logprobs[order]]),
+        entropies=torch.cat([rows.entropies, again.entropies[order]]),
+        sensitivity=torch.cat([rows.sensitivity, again.sensitivity[order]]),
+        rewards=torch.cat([rows.rewards, 5 + again.rewards[order]]),
+    )
+    rollouts = Trajectories(both)
+    assert len(rollouts) == 6
+    sums = rollouts.sums()
+    inside = torch.where(both.mask, both.entropies, 0.0).sum(1).double()
+    assert torch.allclose(sums.entropy, inside[:6] + inside[6:])
+    assert torch.equal(sums.tokens, both.mask.sum(1)[:6].double() + both.mask.sum(1)[6:])
+    assert torch.equal(sums.rewards, both.rewards[6:].double())
+    assert sorted(sums.group.tolist()) == [0, 0, 1, 1, 2, 2]
+    decision = EntropyController(0.1, "sign").decide(sums, step=0)
+    assert 0 < int((decision.weights == 0).sum()) < 6
+    trained = rollouts.advantages(sums, decision)
+    for row in range(6):
+        weight = float(decision.weights[row])
+        assert torch.equal(trained[row], weight * both.advantages[row])
+        assert torch.equal(trained[6 + row], weight * both.advantages[6 + row])
+
+
+def test_advantages_of_tokens_keep_their_effect():
+    rows = make_rows()
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randn(rows.mask.shape, generator=generator) * rows.mask
+    rows = make_rows(advantages=tokens)
+    sums = Trajectories(rows).sums()
+    effect = (tokens * rows.sensitivity * rows.mask).sum(1).double()
+    assert torch.allclose(sums.advantages * sums.sensitivity, effect, atol=1e-6)
+    mean = (tokens.sum(1) / rows.mask.sum(1)).double()
+    assert torch.equal(sums.advantages.sign(), mean.sign())
+    size = (tokens.square().sum(1) / rows.mask.sum(1)).sqrt().double()
+    assert torch.allclose(sums.advantages.abs(), size)
+    decision = EntropyController(0.1).decide(sums, step=0)
+    trained = Trajectories(rows).advantages(sums, decision)
+    assert torch.allclose(trained, tokens * decision.weights.float()[:, None])
+
+
+def test_rollouts_without_advantage_keep_their_sensitivity():
+    rows = make_rows()
+    rows.advantages[:3] = 0.0
+    sums = Trajectories(rows).sums()
+    expected = torch.where(rows.mask, rows.sensitivity, 0.0).sum(1).double()
+    assert torch.allclose(sums.sensitivity, expected)
+    assert not sums.advantages[:3].any()
+
+
+def test_what_cannot_be_read_is_named():
+    rows = make_rows()
+    rows.logprobs[4, 0] = torch.nan
+    with pytest.raises(ValueError, match=f"logprobs of the row {rows.keys[4]} are not finite"):
+        Trajectories(rows).sums()
+    with pytest.raises(ValueError, match="the row 'abc' is not named uid_session_index"):
+        make_rows(keys=["abc"] * 24)
