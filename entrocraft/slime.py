@@ -5,9 +5,9 @@
         --use-rollout-entropy
 
 slime calls it in place of its own estimator, on every data-parallel rank with that rank's samples.
-ENTROCRAFT is the section `control` of entrocraft's YAML files, as text. The levels of the predicted
-effect are "sampled" (the default here) and "sign", the rules tilt and sign: slime hands over neither
-logits nor raw rewards.
+ENTROCRAFT is the section `control` of entrocraft's YAML files, as text. Effect levels are "sampled"
+(the default here) and "sign", rules are tilt and sign: slime hands over no logits and no raw
+rewards.
 
 The function follows the interface that slime had in 2026 (slime/backends/megatron_utils/loss.py);
 it is tested as a function, not in a run of slime, which needs GPUs.
