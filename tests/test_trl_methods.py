@@ -303,6 +303,7 @@ def test_aepo_replaces_the_first_rows_by_successes_of_another_temperature():
     assert not metrics_before
     assert len(trainer._metrics["train"]["reward"]) == 1
     assert len(trainer._logs["completion"]) == 16
+    assert trainer._metrics["train"]["entropy/extra_rollouts"] == [count]
 
 
 def test_aepo_takes_half_above_its_target():

@@ -136,7 +136,8 @@ class EntropyControlMixin(_Trainer):
         decision = self.last_decision
         if decision is not None and decision is not before and decision.extra is not None:
             generate = super()._generate_and_score_completions
-            join_extra_rollouts(self, generate, inputs, output, decision.extra)
+            joined = join_extra_rollouts(self, generate, inputs, output, decision.extra)
+            self._metrics["train"]["entropy/extra_rollouts"].append(float(joined))
         return output
 
     def _decide_on(self, output: dict[str, Any]) -> None:
