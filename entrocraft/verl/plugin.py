@@ -61,8 +61,30 @@ def install() -> None:
     except RuntimeError as error:
         logger.error("no entropy control: %s", error)
         raise
+    wrapt.register_post_import_hook(_value_heads, "verl.models.transformers.monkey_patch")
     wrapt.register_post_import_hook(_trainers, "verl.trainer.ppo.v1")
     wrapt.register_post_import_hook(_engine, "verl.workers.engine.fsdp.transformer_impl")
+
+
+def _value_heads(module: Any) -> None:
+    """Let verl patch TRL's value heads only where TRL still has them.
+
+    verl 0.9 takes them for granted wherever TRL is installed, and entrocraft brings a newer TRL.
+    """
+    installed = module.is_trl_available
+
+    def has_value_heads() -> bool:
+        if not installed():
+            return False
+        for home in ("trl.experimental.ppo", "trl"):
+            try:
+                if hasattr(import_module(home), "AutoModelForCausalLMWithValueHead"):
+                    return True
+            except ImportError:
+                continue
+        return False
+
+    module.is_trl_available = has_value_heads
 
 
 def _trainers(module: Any) -> None:
