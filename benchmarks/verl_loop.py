@@ -1,0 +1,197 @@
+"""Entropy on its schedule in stock verl, and without control: two runs on the CPU, and a figure.
+
+    .venv-verl/bin/python benchmarks/verl_loop.py            # what is missing; stop and repeat at will
+    .venv-verl/bin/python benchmarks/verl_loop.py --figure   # docs/img/verl.png from the results
+
+Needs the environment of `make test-verl`. The demo's warm-started model on the demo's task: 32
+prompts x 8 rollouts a step, one update, 80 steps; the schedule falls as steeply as the demo's. Both
+runs see the same prompts; verl, Ray, FSDP2 and the agent loop are stock, the rollout server is the
+test suite's. Every 20 steps the policy is measured on problems that are never trained on (2,048
+samples). Goes on from verl's own checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "verl.json"
+FIGURE = HERE.parent / "docs" / "img" / "verl.png"
+STEPS, EVERY, SEED = 80, 20, 0
+SCHEDULE = "linear(initial, 0.787*initial, 80)"
+RULES = {"tilt": "tilt", "no control": None}
+
+
+def run(name: str, rule: str | None, directory: Path) -> dict[str, Any]:
+    """Train to the end and measure every checkpoint."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    import verl_runs
+
+    from entrocraft.models import WarmStartConfig, warm_start
+
+    model = warm_start(WarmStartConfig.for_task("countdown"))
+    home = directory / name.replace(" ", "-")
+    home.mkdir(parents=True, exist_ok=True)
+    part = len(list(home.glob("part-*.jsonl")))
+    actor = "actor_rollout_ref.actor"
+    verl_runs.run(
+        home,
+        name=f"part-{part}",
+        module="entrocraft.verl",
+        model=model,
+        steps=STEPS,
+        prompts=32,
+        generations=8,
+        response_length=24,
+        problems=3000,
+        timeout=6 * 3600,
+        overrides={
+            "entrocraft.schedule": SCHEDULE,
+            "entrocraft.rule": rule,
+            "entrocraft.seed": SEED,
+            f"{actor}.optim.lr": 3e-4,
+            f"{actor}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
+            "trainer.save_freq": EVERY,
+        },
+    )
+    steps: dict[int, dict[str, float]] = {}
+    for file in sorted(home.glob("part-*.jsonl"), key=lambda f: int(f.stem[5:])):
+        for text in file.read_text().splitlines():
+            row = json.loads(text)
+            # a part that went on from a checkpoint replaces what came after it
+            steps = {step: kept for step, kept in steps.items() if step < row["step"]}
+            steps[row["step"]] = row["data"]
+    kept = ("entropy/target", "entropy/measured", "entropy/estimate", "entropy/kept_fraction")
+    return {
+        "steps": [
+            {"step": step - 1, "reward": _round(data["critic/score/mean"])}
+            | {key: _round(data[key]) for key in kept}
+            for step, data in sorted(steps.items())
+        ],
+        "probe": [_probe(model, 0)]
+        + [
+            _probe(home / "checkpoints" / f"global_step_{step}" / "actor" / "huggingface", step)
+            for step in range(EVERY, STEPS + 1, EVERY)
+        ],
+    }
+
+
+def _probe(model: Path, step: int) -> dict[str, float]:
+    """Entropy on problems that are never trained on."""
+    from entrocraft.evaluation import evaluate
+    from entrocraft.models import load_model
+    from entrocraft.tasks import get_task
+    from entrocraft.tasks.store import stored_problems
+
+    policy, tokenizer = load_model(str(model))
+    task = get_task("countdown")
+    seen = evaluate(
+        policy,
+        tokenizer,
+        task,
+        stored_problems(task, "probe", 2048),
+        seed=7_001,
+        max_new_tokens=24,
+        temperature=1.0,
+        chat=False,
+        batch_size=1024,
+    )
+    return {
+        "step": step,
+        "entropy": _round(seen.entropy.value),
+        "stderr": _round(seen.entropy.stderr),
+    }
+
+
+def _round(value: float) -> float:
+    return round(float(value), 5)
+
+
+def distances(result: dict[str, Any]) -> dict[str, float]:
+    """Mean |entropy - target|: of the probe after the start, and of means over ten batches."""
+    target = {row["step"]: row["entropy/target"] for row in result["steps"]}
+    last, before = max(target), max(target) - 1
+    target[last + 1] = 2 * target[last] - target[before]
+    probes = [abs(p["entropy"] - target[p["step"]]) for p in result["probe"] if p["step"] > 0]
+    tens = [result["steps"][i : i + 10] for i in range(20, STEPS, 10)]
+    windows = [
+        abs(sum(row["entropy/measured"] - row["entropy/target"] for row in ten) / len(ten))
+        for ten in tens
+    ]
+    return {
+        "probe": _round(sum(probes) / len(probes)),
+        "batches": _round(sum(windows) / len(windows)),
+    }
+
+
+def draw(results: dict[str, Any]) -> None:
+    """Draw both runs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    colours = {"tilt": "#0072b2", "no control": "#d55e00"}
+    for name, result in results["runs"].items():
+        rows = result["steps"]
+        steps = [row["step"] for row in rows]
+        colour = colours[name]
+        measured = [row["entropy/measured"] for row in rows]
+        axes.plot(steps, measured, color=colour, alpha=0.35, linewidth=1)
+        probe = result["probe"]
+        axes.errorbar(
+            [p["step"] for p in probe],
+            [p["entropy"] for p in probe],
+            [p["stderr"] for p in probe],
+            color=colour,
+            marker="o",
+            label=f"{name}: held-out problems",
+        )
+        if name == "tilt":
+            target = [row["entropy/target"] for row in rows]
+            axes.plot(steps, target, "k--", label="target")
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("entropy, nats per token")
+    axes.set_title("Stock verl 0.9.1 (Ray, FSDP2, CPU); pale: single batches", loc="left", size=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(FIGURE, dpi=160)
+    print(f"wrote {FIGURE}")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/verl"))
+    parser.add_argument("--figure", action="store_true", help="draw the result file and stop")
+    options = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
+    if options.figure:
+        draw(results)
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name, rule in RULES.items():
+        if name in results["runs"]:
+            continue
+        result = run(name, rule, options.runs.resolve())
+        results["command"] = "python benchmarks/verl_loop.py"
+        results["settings"] = {"schedule": SCHEDULE, "steps": STEPS, "seed": SEED}
+        results["versions"] = {n: version(n) for n in ("verl", "torch", "ray", "entrocraft")}
+        results["runs"][name] = result | {"error": distances(result)}
+        partial = RESULTS.with_suffix(".partial")
+        partial.write_text(json.dumps(results, indent=1) + "\n")
+        os.replace(partial, RESULTS)
+        print(name, results["runs"][name]["error"])
+
+
+if __name__ == "__main__":
+    main()
