@@ -1,6 +1,6 @@
 """Entropy on its schedule in stock verl, and without control: two runs on the CPU, and a figure.
 
-    .venv-verl/bin/python benchmarks/verl_loop.py            # what is missing; stop and repeat at will
+    .venv-verl/bin/python benchmarks/verl_loop.py            # what is missing; stops and goes on
     .venv-verl/bin/python benchmarks/verl_loop.py --figure   # docs/img/verl.png from the results
 
 Needs the environment of `make test-verl`. The demo's warm-started model on the demo's task: 32
