@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from entrocraft.methods.base import Peer, checked, peer
+from entrocraft.methods.base import peer
+from entrocraft.methods.clip_higher import ClipHigher
 
 __all__ = ["ClipLow"]
 
 
 @peer("clip_low")
-class ClipLow(Peer):
+class ClipLow(ClipHigher):
     """PPO's clip with low below high: the lower clip raises entropy, the upper one lowers it.
 
     Source: the clip-low / clip-high study (arXiv 2509.26114), which advises to tighten the lower
@@ -25,10 +26,4 @@ class ClipLow(Peer):
     coefficient = "low"
 
     def __init__(self, schedule: Any = None, *, low: float = 0.1, high: float = 0.2) -> None:
-        super().__init__(schedule)
-        self.low = checked(self, "low", low, 0)
-        self.high = checked(self, "high", high, 0)
-
-    @property
-    def trainer_options(self) -> dict[str, Any]:
-        return {"epsilon": self.low, "epsilon_high": self.high}
+        super().__init__(schedule, low=low, high=high)
