@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
+
+import pytest
 
 ABSENT = ("trl", "transformers", "matplotlib", "datasets", "accelerate", "scipy", "yaml")
 
@@ -40,3 +43,13 @@ def test_public_names_resolve():
 
     for name in entrocraft.__all__:
         assert getattr(entrocraft, name) is not None
+
+
+@pytest.mark.skipif(find_spec("verl") is not None, reason="verl is installed")
+@pytest.mark.parametrize("code", ["import entrocraft.verl", None])
+def test_without_verl_its_adapter_says_what_to_install(code):
+    arguments = ["-m", "entrocraft.verl"] if code is None else ["-c", code]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "entrocraft.verl needs verl" in done.stderr
+    assert "pip install 'entrocraft[verl]'" in done.stderr

@@ -112,13 +112,14 @@ def test_partial_rollouts_by_the_entry_point(tmp_path):
 
 
 def test_bypass_mode_makes_the_pass_that_verl_leaves_out(tmp_path):
+    options = {
+        "trainer_mode": "entrocraft_sync",
+        "plugins": PLUGIN,
+        "reward": "checksum",
+    }
+    bypass = controlled(**{"algorithm.rollout_correction.bypass_mode": True})
     metrics = verl_runs.run(
-        tmp_path,
-        steps=2,
-        trainer_mode="entrocraft_sync",
-        plugins=PLUGIN,
-        reward="checksum",
-        overrides=controlled(**{"algorithm.rollout_correction.bypass_mode": True}),
+        tmp_path, steps=2, overrides=bypass | {"trainer.save_freq": 1}, **options
     )
     for step in metrics:
         assert "actor/entropy" not in step
@@ -126,3 +127,22 @@ def test_bypass_mode_makes_the_pass_that_verl_leaves_out(tmp_path):
         assert 3.5 < step["entropy/measured"] < 4.5
         assert step["entropy/kept_fraction"] < 1 or step["entropy/saturated"] == 0
     assert targets(metrics) == pytest.approx(line(metrics, 1))
+    # by path, from the step before the last, into another folder
+    old = tmp_path / "checkpoints" / "global_step_1"
+    again = verl_runs.run(
+        tmp_path,
+        steps=2,
+        name="by-path",
+        overrides=bypass
+        | {
+            "trainer.resume_mode": "resume_path",
+            "trainer.resume_from_path": str(old),
+            "trainer.default_local_dir": str(tmp_path / "other"),
+            "trainer.save_freq": 1,
+        },
+        **options,
+    )
+    assert targets(again) == pytest.approx(targets(metrics)[1:])
+    memory = json.loads((tmp_path / "other" / "global_step_2" / "entrocraft.json").read_text())
+    assert memory["method"]["decisions"] == 2
+    assert memory["optimiser_steps"] == 2

@@ -5,6 +5,8 @@ import torch
 
 pytest.importorskip("verl", reason="verl is not installed")
 
+from trl_runs import Recording, WitnessGRPO, make_trainer, tiny_model
+
 from entrocraft import EntropyController, RolloutBatch
 from entrocraft.methods import get_method
 from entrocraft.verl.trajectories import Rows, Trajectories
@@ -70,6 +72,36 @@ def test_the_same_batch_gives_the_decision_that_the_trl_adapter_gets():
         method, other = (get_method(name, 0.4) for _ in range(2))
         decision = method.decide(Trajectories(rows).sums(), step=3)
         assert torch.equal(decision.advantages, other.decide(plain).advantages)
+
+
+def test_a_batch_of_trls_trainer_gives_the_decision_that_trl_took():
+    control = Recording("linear(initial, 2.5, 4)", seed=3, remeasure=False)
+    trainer = make_trainer(cls=WitnessGRPO, model=tiny_model(ends=True), entropy_control=control)
+    trainer.train()
+    verls = EntropyController("linear(initial, 2.5, 4)", seed=3, remeasure=False)
+    rejected = 0
+    for batch, (_, clock), taken in zip(
+        trainer.batches, control.asked, control.answered, strict=True
+    ):
+        count = len(batch["advantages"])
+        mask = batch["completion_mask"].bool()
+        rows = Rows(
+            keys=[f"prompt{row // 4}_{row % 4}_0" for row in range(count)],
+            padding=torch.zeros(count, dtype=torch.bool),
+            advantages=batch["advantages"][:, None] * mask,
+            mask=mask,
+            logprobs=batch["signals"].logprobs,
+            entropies=batch["signals"].entropies,
+            sensitivity=batch["signals"].sensitivity,
+            rewards=torch.zeros(count),
+        )
+        rollouts = Trajectories(rows)
+        decision = verls.decide(rollouts.sums(), **clock)
+        assert torch.equal(decision.weights, taken.weights)
+        trained = rollouts.advantages(rollouts.sums(), decision)
+        assert torch.allclose(trained, batch["decided"][:, None] * mask)
+        rejected += int((decision.weights == 0).sum())
+    assert rejected > 0
 
 
 def test_rows_of_one_session_share_its_fate():

@@ -9,7 +9,12 @@ in VERL_USE_EXTERNAL_MODULES.
 """
 
 # verl first: a Ray worker may import this package before it, and verl imports this package
-import verl  # noqa: F401
+try:
+    import verl  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"entrocraft.verl needs verl ({error}): pip install 'entrocraft[verl]'"
+    ) from error
 
 from entrocraft.verl.plugin import install
 

@@ -41,18 +41,14 @@ def main() -> None:
     """Run verl with a controlled trainer.
 
     Raises:
-        SystemExit: verl is not installed, or nothing that makes sense is configured.
+        SystemExit: nothing that makes sense is configured.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
     sys.argv[1:] = arguments_for_verl(sys.argv[1:])
-    try:
-        import hydra
-        from verl.trainer import main_ppo
-    except ImportError as error:
-        raise SystemExit(
-            f"entrocraft.verl needs verl ({error}): pip install 'entrocraft[verl]'"
-        ) from error
+    import hydra
+    from verl.trainer import main_ppo
+
     modules = [name for name in os.environ.get(_MODULES, "").split(",") if name]
     if _PACKAGE not in modules:
         modules.append(_PACKAGE)
