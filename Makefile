@@ -11,12 +11,11 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo study tracking peers plant cost install test test-current test-oldest-trl test-verl lint types \
+.PHONY: help demo tracking peers plant cost install test test-current test-oldest-trl test-verl lint types \
 	format constraints clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
-	@echo "make study        the demo's comparison over 3 seeds, three times the work"
 	@echo "make tracking     the tracking study, hours of work; stop it and go on at will"
 	@echo "make peers        every published method on the same work, hours of it; the same holds"
 	@echo "make plant cost   the loops on simulated plants; what control costs in time"
@@ -29,9 +28,6 @@ help:
 
 demo: $(VENV)/.ready
 	$(BIN)/entrocraft compare configs/demo.yaml
-
-study: $(VENV)/.ready
-	$(BIN)/entrocraft compare configs/study.yaml
 
 tracking: $(VENV)/.ready
 	$(BIN)/python benchmarks/tracking.py

@@ -3,6 +3,7 @@
     python benchmarks/tracking.py             # runs what is missing; stop and repeat at will
     python benchmarks/tracking.py --list      # what is there and what is missing
     python benchmarks/tracking.py --table     # Markdown tables, from the result file alone
+    python benchmarks/tracking.py --docs      # the same, shorter, into docs/tracking.md
     python benchmarks/tracking.py --figure    # docs/img/tracking.png, from the result file alone
 
 What is run stands in `tracking.yaml`. After every finished run `results/tracking.json` is written
@@ -42,6 +43,7 @@ HERE = Path(__file__).resolve().parent
 SETTINGS = HERE / "tracking.yaml"
 RESULTS = HERE / "results" / "tracking.json"
 FIGURE = HERE.parent / "docs" / "img" / "tracking.png"
+PAGE = HERE.parent / "docs" / "tracking.md"
 
 
 # The result file ----------------------------------------------------------------------------
@@ -327,6 +329,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--fresh", action="store_true", help="drop the chosen cells and train them anew")
     add("--list", action="store_true", help="print the chosen cells, done or missing, and stop")
     add("--table", action="store_true", help="print Markdown tables of the result file and stop")
+    add("--docs", action="store_true", help="write the tables into docs/tracking.md and stop")
     add(
         "--figure",
         nargs="?",
@@ -354,10 +357,13 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _command(options: argparse.Namespace, console: Console) -> int:
-    if options.table or options.figure:
+    if options.table or options.docs or options.figure:
         import tracking_views as views
 
         results = Results(options.results)
+        if options.docs:
+            views.into_docs(results.study, results.valid(), results.missing(), PAGE)
+            _say(console, f"wrote {PAGE}")
         if options.table:
             print(views.tables(results.study, results.valid(), results.missing()))
         if options.figure:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from table import confidence, interval
+from scipy import stats
 from tracking_study import Part, Study
 
 from entrocraft import schedules
@@ -47,8 +47,33 @@ Cells = dict[str, dict[str, Any]]
 # Tables -------------------------------------------------------------------------------------
 
 
-def tables(study: Study, cells: Cells, missing: list[str]) -> str:
-    """Markdown: one table for every part, and the answers to jumps and factors where it has any."""
+DOCS = ("method", "schedule", "seeds", "tracking error", "bias", "bound", "holds")
+DOCS += ("final reward", "pass@8, start -> end", "kept", "saturated")
+"""Columns that the documentation shows."""
+
+
+def into_docs(study: Study, cells: Cells, missing: list[str], page: Path) -> None:
+    """Write the tables into a page of the documentation, between its two marks.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    text = page.read_text()
+    start, end = "<!-- tables -->", "<!-- end of tables -->"
+    if start not in text or end not in text:
+        raise ValueError(f"{page} has no lines {start} and {end} to write the tables between")
+    before, after = text.partition(start)[0], text.partition(end)[2]
+    made = tables(study, cells, missing, DOCS).replace("\n### ", "\n## ")
+    page.write_text(f"{before}{start}\n\n{made}\n\n{end}{after}")
+
+
+def tables(
+    study: Study, cells: Cells, missing: list[str], columns: tuple[str, ...] | None = None
+) -> str:
+    """Markdown: one table for every part, and the answers to jumps and factors where it has any.
+
+    `columns` names those of the parts' tables that are shown; None shows all.
+    """
     blocks = [
         "Means over seeds with 95 % intervals (Student's t). Tracking error: mean distance of the "
         "probe from the target after step 20, in nats per token; bias: with its sign. The bound is "
@@ -57,7 +82,7 @@ def tables(study: Study, cells: Cells, missing: list[str]) -> str:
     ]
     for part in study.parts:
         blocks.append(f"### {part.name}: {part.title}" if part.title else f"### {part.name}")
-        blocks.append(_part_table(study, part, cells))
+        blocks.append(_part_table(study, part, cells, columns))
         blocks += [text for text in (_step_table(study, part, cells),) if text]
         blocks += [text for text in (_factor_table(part, cells),) if text]
         absent = [
@@ -73,7 +98,7 @@ def tables(study: Study, cells: Cells, missing: list[str]) -> str:
     return "\n\n".join(blocks) + "\n\nCommand: `python benchmarks/tracking.py`"
 
 
-def _part_table(study: Study, part: Part, cells: Cells) -> str:
+def _part_table(study: Study, part: Part, cells: Cells, columns: tuple[str, ...] | None) -> str:
     # the k of pass@k are settings too
     names = list(dict.fromkeys(name for cell in cells.values() for name in cell["pass_at"]))
     passes = {f"{name}, start -> end": name for name in (names[:1] + names[1:][-1:])}
@@ -99,7 +124,23 @@ def _part_table(study: Study, part: Part, cells: Cells) -> str:
                 row += [_mean(_values(group, lambda cell, key=key: cell[key]), digits)]
             row += [_mean(_values(group, lambda cell: cell["probe_stderr"]), 4)]
             rows.append(row)
-    return _markdown(head, rows) if rows else "Nothing has been run yet."
+    shown = [i for i, name in enumerate(head) if columns is None or name in columns]
+    rows = [[row[i] for i in shown] for row in rows]
+    return _markdown([head[i] for i in shown], rows) if rows else "Nothing has been run yet."
+
+
+def confidence(values: list[float]) -> tuple[float, float]:
+    """Mean and half-width of the 95 % interval (Student's t); a single value has none (NaN)."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.nan
+    return mean, float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+
+
+def interval(values: list[float], digits: int = 3) -> str:
+    """Mean and half-width of the 95 % interval, as text."""
+    mean, half = confidence(values)
+    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
 def holds(errors: list[float], bound: float) -> str:

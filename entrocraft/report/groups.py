@@ -111,8 +111,8 @@ def group_table(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
     Keys: ``group``, ``seeds`` (those that are named), ``runs`` (how many), ``steered``, and one
     mapping ``centre``, ``low``, ``high``, ``n`` (see :class:`Spread`), or None where nothing was
     logged, for ``tracking_error`` (nats per token), ``final_reward``, the last value of every
-    pass@k under its name, ``kept_fraction`` and ``saturated_share`` (0 to 1). ``seconds`` (wall
-    time of a run) is always mean and range.
+    pass@k under its name, ``kept_fraction`` and ``saturated_share`` (0 to 1), ``entropy_start`` and
+    ``entropy_end`` (nats per token). ``seconds`` (wall time of a run) is always mean and range.
     """
     keys = dict.fromkeys(key for s in summaries for key in s.pass_at)
     table = []
@@ -127,6 +127,8 @@ def group_table(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
             **{key: pass_spread(group, key) for key in keys},
             "kept_fraction": group.spread(lambda s: s.kept_fraction),
             "saturated_share": group.spread(lambda s: s.saturated_share),
+            "entropy_start": group.spread(lambda s: s.entropy_start),
+            "entropy_end": group.spread(lambda s: s.entropy_end),
             "seconds": group.seconds,
         }
         table.append({k: asdict(v) if isinstance(v, Spread) else v for k, v in row.items()})
