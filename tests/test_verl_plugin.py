@@ -73,6 +73,16 @@ def test_importing_the_plug_in_loads_no_trainer():
     assert "False" in python(code).stdout
 
 
+def test_a_missing_dependency_is_told_although_verl_swallows_it():
+    # an entry of None makes an import fail
+    code = "import sys; sys.modules['wrapt'] = None; import verl"
+    done = python(code, VERL_USE_EXTERNAL_PLUGINS="auto")
+    assert done.returncode == 0
+    assert "no entropy control: " in done.stderr
+    assert "wrapt" in done.stderr
+    assert "pip install 'entrocraft[verl]'" in done.stderr
+
+
 def test_trainers_are_verls_with_the_mixin_before():
     for mode in MODES:
         controlled, plain = get_trainer_cls(trainer_name(mode)), get_trainer_cls(mode)

@@ -8,6 +8,8 @@ imports it by itself, in every process, where it is installed (entry point `verl
 in VERL_USE_EXTERNAL_MODULES.
 """
 
+import logging
+
 # verl first: a Ray worker may import this package before it, and verl imports this package
 try:
     import verl  # noqa: F401
@@ -16,6 +18,13 @@ except ImportError as error:
         f"entrocraft.verl needs verl ({error}): pip install 'entrocraft[verl]'"
     ) from error
 
-from entrocraft.verl.plugin import install
+try:
+    from entrocraft.verl.plugin import install
+except ImportError as error:
+    # verl swallows what a plug-in raises
+    logging.getLogger("entrocraft.verl").error(
+        "no entropy control: %s; pip install 'entrocraft[verl]'", error
+    )
+    raise
 
 install()
