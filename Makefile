@@ -6,6 +6,9 @@ PYTHON ?= python3
 VENV ?= .venv
 OLD_VENV ?= .venv-oldest-trl
 VERL_VENV ?= .venv-verl
+# test processes at a time; tests of one file share fixtures and stay together
+JOBS ?= 2
+PYTEST = -m pytest --numprocesses $(JOBS) --dist loadfile
 BIN := $(VENV)/bin
 # one thread a process: on few cores, processes side by side beat threads
 export OMP_NUM_THREADS ?= 1
@@ -52,11 +55,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 test: lint types test-current test-oldest-trl test-verl
 
 test-current: $(VENV)/.ready
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 # the adapter's tests once more on the oldest TRL that is supported
 test-oldest-trl: $(OLD_VENV)/.ready
-	$(OLD_VENV)/bin/python -m pytest tests/test_trl*.py $(ARGS)
+	$(OLD_VENV)/bin/python $(PYTEST) tests/test_trl*.py $(ARGS)
 
 $(OLD_VENV)/.ready: pyproject.toml constraints.txt constraints-oldest-trl.txt
 	$(PYTHON) -m venv $(OLD_VENV)
@@ -66,7 +69,7 @@ $(OLD_VENV)/.ready: pyproject.toml constraints.txt constraints-oldest-trl.txt
 
 # verl pins transformers, so it has an environment of its own
 test-verl: $(VERL_VENV)/.ready
-	$(VERL_VENV)/bin/python -m pytest tests/test_*verl*.py entrocraft/verl $(ARGS)
+	$(VERL_VENV)/bin/python $(PYTEST) tests/test_*verl*.py entrocraft/verl $(ARGS)
 
 $(VERL_VENV)/.ready: pyproject.toml constraints.txt constraints-verl.txt
 	$(PYTHON) -m venv $(VERL_VENV)
