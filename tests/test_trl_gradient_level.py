@@ -17,7 +17,7 @@ import trl
 from peft import LoraConfig
 from trl_runs import CONTROLLED, PLAIN, REUSED, generation_batch, make_trainer, rows, tiny_model
 
-from entrocraft import EntropyController
+from entrocraft import Decision, EntropyController
 from entrocraft.trl.gradient import GradientReader
 
 ONE = {"max_steps": 1}
@@ -72,7 +72,7 @@ class Chosen:
                 sums=batch, clock=clock, effect=float(kept.sum()) / float(batch.tokens.sum())
             )
         )
-        return SimpleNamespace(weights=weights, advantages=advantages, metrics={})
+        return Decision(weights, weights.clone(), advantages)
 
 
 def some(decision, count):
@@ -272,9 +272,8 @@ def test_other_levels_learn_the_momentum_too():
         def decide(self, batch, **clock):
             assert batch.sensitivity is None
             self.asked.append(clock)
-            return SimpleNamespace(
-                weights=torch.ones(len(batch)), advantages=batch.advantages, metrics={}
-            )
+            ones = torch.ones(len(batch))
+            return Decision(ones, ones, batch.advantages)
 
     for optim, momentum in (("adamw_torch", 0.9), ("sgd", 0.0), ("adafactor", None)):
         method = Sampled()
