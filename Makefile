@@ -69,7 +69,7 @@ $(OLD_VENV)/.ready: pyproject.toml constraints.txt constraints-oldest-trl.txt
 
 # verl pins transformers, so it has an environment of its own
 test-verl: $(VERL_VENV)/.ready
-	$(VERL_VENV)/bin/python $(PYTEST) tests/test_*verl*.py entrocraft/verl $(ARGS)
+	$(VERL_VENV)/bin/python $(PYTEST) --dist load tests/test_*verl*.py entrocraft/verl $(ARGS)
 
 $(VERL_VENV)/.ready: pyproject.toml constraints.txt constraints-verl.txt
 	$(PYTHON) -m venv $(VERL_VENV)
