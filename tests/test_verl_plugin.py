@@ -91,6 +91,38 @@ def test_trainers_are_verls_with_the_mixin_before():
         assert controlled.mode == mode
 
 
+@pytest.mark.parametrize("trigger", [0, 1])
+def test_only_a_steps_first_mini_batch_is_measured_again(trigger):
+    class Base:
+        def _update_actor(self, batch, metrics):
+            return batch
+
+    class Trainer(EntropyControlMixin, Base):
+        def _steps_of(self, batch):
+            return 1.0
+
+        def _measure(self, batch, sensitivity=False):
+            measured.append(batch)
+            return {"logprobs": rows.logprobs, "entropies": rows.entropies + 0.1}
+
+    from test_verl_trajectories import make_rows
+
+    from entrocraft.verl.trajectories import Trajectories
+
+    rows, measured, metrics = make_rows(), [], {}
+    rollouts = Trajectories(rows)
+    trainer = object.__new__(Trainer)
+    trainer.entropy_control = EntropyController("0.5")
+    trainer.local_trigger_step = trigger
+    trainer._optimiser_steps = 3.0
+    trainer._before = rollouts, rollouts.trained(rows.advantages)
+    trainer._update_actor("batch", metrics)
+    assert trainer._optimiser_steps == 4.0
+    assert measured == ([] if trigger else ["batch"])
+    if trigger == 0:
+        assert metrics["entropy/realised_change"] == pytest.approx(0.1, abs=1e-6)
+
+
 def test_an_unknown_verl_is_refused_loudly(monkeypatch, caplog):
     monkeypatch.setattr(plugin, "version", lambda name: "0.8.0")
     with pytest.raises(RuntimeError, match=r"verl 0\.8\.0 is installed, entrocraft knows verl"):

@@ -279,6 +279,10 @@ class EntropyControlMixin(_Trainer):
         batch = super()._update_actor(batch, metrics)
         self._optimiser_steps += steps
         before, self._before = self._before, None
+        if self.local_trigger_step > 0:
+            # separate_async scores later mini-batches of a step under the step's first weights, so
+            # what they moved by themselves is not known
+            before = None
         if before is not None and getattr(self.entropy_control, "remeasure", False):
             rollouts, trained = before
             rows, real = rollouts.rows, rollouts.real
