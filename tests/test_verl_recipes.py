@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -64,7 +63,6 @@ def test_the_yaml_says_what_the_scripts_say(tmp_path):
 def module(name):
     spec = importlib.util.spec_from_file_location(name, RECIPE / f"{name}.py")
     loaded = importlib.util.module_from_spec(spec)
-    sys.modules[name] = loaded  # its worker processes look it up by name
     spec.loader.exec_module(loaded)
     return loaded
 
@@ -89,10 +87,10 @@ def test_rows_are_written_in_verls_format(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_reward_reads_answers_and_runs_none(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPE))
-    monkeypatch.setenv("PYTHONPATH", str(RECIPE))
-    score = module("reward").compute_score
+def test_the_reward_reads_answers_and_runs_none(tmp_path):
+    from verl.utils.import_utils import load_extern_object
+
+    score = load_extern_object(str(RECIPE / "reward.py"), "compute_score")
     assert score("numina_math", r"thus \boxed{\frac{2}{4}}", "1/2") == 1.0
     assert score("numina_math", r"thus \boxed{3}", "2") == 0.0
     trap = tmp_path / "trap"

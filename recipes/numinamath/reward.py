@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as Expired
+from pathlib import Path
 from typing import Any
 
 import math_verify  # noqa: F401  # missing, it shall be missed at once: pip install math-verify
@@ -28,7 +31,8 @@ def compute_score(
     if answer.strip() == str(ground_truth).strip():
         return 1.0
     try:
-        return float(_workers().submit(same, answer, str(ground_truth)).result(timeout=SECONDS))
+        work = _importable().same
+        return float(_workers().submit(work, answer, str(ground_truth)).result(timeout=SECONDS))
     except Expired:
         return 0.0
 
@@ -52,6 +56,17 @@ def same(answer: str, truth: str) -> bool:
 
     read = [parse(f"\\boxed{{{text}}}", [LatexExtractionConfig()]) for text in (truth, answer)]
     return bool(all(read) and verify(*read))
+
+
+def _importable() -> Any:
+    """Return this module under a name that other processes can import.
+
+    verl loads the file under a name of its own, which means nothing to them.
+    """
+    here = Path(__file__).resolve()
+    if str(here.parent) not in sys.path:
+        sys.path.append(str(here.parent))  # spawned processes get the same path
+    return importlib.import_module(here.stem)
 
 
 def _workers() -> ProcessPoolExecutor:
