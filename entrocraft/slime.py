@@ -167,6 +167,7 @@ def _write(args: Any) -> None:
     file = Path(args.save) / _FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     memory = {"method": _state["method"].state_dict(), "optimiser_steps": _state["steps"]}
-    partial = file.with_suffix(".partial")
+    # tensor-parallel peers of the first rank write the same memory; each has a partial of its own
+    partial = file.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(memory))
     os.replace(partial, file)
