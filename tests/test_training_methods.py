@@ -164,17 +164,24 @@ def test_a_comparison_with_trials_end_to_end(tmp_path, capsys):
         "methods": {
             "GRPO": {"control": {"rule": None}},
             "qae": {"control": {"rule": "qae"}, "tune": {"control.options.quantile": [0.2, 0.5]}},
+            "loss": {"tune": {"trainer.loss_type": ["none such", "dapo"]}},
         },
         "tuning": {"by": "final_reward"},
         "base": base | {"steps": 2},
     }
-    assert main(["compare", config_file(tmp_path / "compare.yaml", settings)]) == 0
-    assert "control.options.quantile=" in capsys.readouterr().out
+    assert main(["compare", config_file(tmp_path / "compare.yaml", settings)]) == 1
+    shown = capsys.readouterr()
+    assert "control.options.quantile=" in shown.out
+    assert "1 of the runs failed" in shown.err
+    assert "loss none such, seed 1000" in shown.err
     results = json.loads((tmp_path / "both" / "results.json").read_text())
+    failed = results["tuning"]["loss"]
+    assert failed["chosen"] == "dapo"
+    assert failed["tried"]["none such"] is None
     tuning = results["tuning"]["qae"]
     assert set(tuning["tried"]) == {"0.2", "0.5"}
     best = max(tuning["tried"], key=lambda value: tuning["tried"][value])
     assert str(tuning["chosen"]) == best
     cell = yaml.safe_load((tmp_path / "both" / "cells" / "qae-seed0" / "config.yaml").read_text())
     assert cell["control"]["options"] == {"quantile": tuning["chosen"]}
-    assert [group["group"] for group in results["groups"]] == ["GRPO", "qae"]
+    assert [group["group"] for group in results["groups"]] == ["GRPO", "loss", "qae"]

@@ -125,38 +125,51 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     """Run what is missing, then draw the common report; return its path.
 
     Raises:
-        RuntimeError: cells that failed, with their logs; the finished ones are kept and reported.
+        RuntimeError: runs that failed, with their logs; the finished ones are kept and reported. A
+            value whose trial failed is not chosen.
     """
     console = console or Console()
-    tuning = _tune(config, console)
+    tuning, failed_trials = _tune(config, console)
     cells = config.cells({name: found["chosen"] for name, found in tuning.items()})
     failed = _run_missing(cells, config, "runs", console)
     finished = [cell for cell in cells if cell not in failed]
     if finished:
         _report(config, tuning, finished, console)
-    _complain(failed, cells, "runs")
+    _complain(failed_trials + failed)
     return config.output / "report.html"
 
 
-def _tune(config: CompareConfig, console: Console) -> dict[str, dict[str, Any]]:
-    """Run the trials, and say what was tried, how each value did and which is best."""
+def _tune(config: CompareConfig, console: Console) -> tuple[dict[str, dict[str, Any]], list[Cell]]:
+    """Run the trials; say what was tried, how each value did and which is best.
+
+    Returns:
+        Findings by method, and the trial runs that failed.
+
+    Raises:
+        RuntimeError: every trial run of a method failed.
+    """
     trials = config.trials()
     cells = [cell for values in trials.values() for cell in values.values()]
     failed = _run_missing(cells, config, "trial runs", console)
-    _complain(failed, cells, "trial runs")
-    by = config.tuning.by
+    by, seed = config.tuning.by, config.tuning.seed
     tuning = {}
     for name, values in trials.items():
-        numbers = {value: getattr(_summary(cell), by) for value, cell in values.items()}
+        done = {value: cell for value, cell in values.items() if cell not in failed}
+        if not done:
+            _complain(failed)
+        numbers = {value: getattr(_summary(cell), by) for value, cell in done.items()}
         tune = Tune.of(name, config.methods[name])
         assert tune is not None, "it has trials"
         best = config.tuning.best(name, numbers)
-        tried = {str(value): number for value, number in numbers.items()}
-        seed = config.tuning.seed
+        tried = {str(value): numbers.get(value) for value in values}
         tuning[name] = {"key": tune.key, "by": by, "seed": seed, "tried": tried, "chosen": best}
-        shown = ", ".join(f"{value}: {number:.4g}" for value, number in numbers.items() if number)
-        _say(console, f"{name}: {tune.key}={best} has the best {by} ({shown})")
-    return tuning
+        shown = [f"{value}: {_shown(number)}" for value, number in tried.items()]
+        _say(console, f"{name}: {tune.key}={best} has the best {by} ({', '.join(shown)})")
+    return tuning, failed
+
+
+def _shown(number: float | None) -> str:
+    return "none" if number is None else f"{number:.4g}"
 
 
 def _run_missing(
@@ -174,12 +187,12 @@ def _run_missing(
     return run_cells(todo, config.jobs, config.threads, console) if todo else []
 
 
-def _complain(failed: list[Cell], cells: list[Cell], what: str) -> None:
+def _complain(failed: list[Cell]) -> None:
     if failed:
         logs = "\n".join(f"  {cell.title}: {cell.directory / 'log.txt'}" for cell in failed)
         raise RuntimeError(
-            f"{len(failed)} of {len(cells)} {what} failed; the others are kept, the same command "
-            f"tries these again:\n{logs}"
+            f"{len(failed)} of the runs failed; the others are kept, the same command tries these "
+            f"again:\n{logs}"
         )
 
 
