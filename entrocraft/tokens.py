@@ -66,6 +66,8 @@ class TokenBatch:
         0 if there is no such token.
         """
         mask = self.mask if where is None else self.mask & where
-        kept = torch.where(mask, values, torch.zeros_like(values)).double()
-        total, count = self.total(torch.stack([kept.sum(), mask.sum().double()])).tolist()
+        # Apple's GPUs have no float64
+        exact = torch.float32 if values.device.type == "mps" else torch.float64
+        kept = torch.where(mask, values, torch.zeros_like(values)).to(exact)
+        total, count = self.total(torch.stack([kept.sum(), mask.sum().to(exact)])).tolist()
         return total / count if count else 0.0

@@ -23,7 +23,8 @@ class AEnt(Peer):
 
     c never is negative, so AEnt can weaken its bonus but not push entropy down. With a schedule as
     target, low and high are both the target, and the entropy that the schedule speaks of, that of
-    the whole vocabulary, takes the place of Hc in this rule.
+    the whole vocabulary, takes the place of Hc in this rule; it is measured once for a batch of
+    rollouts and holds for all its optimiser steps.
 
     Source: Shen, AEnt (arXiv 2509.03493); AReaL's recipe: c 0.001, clamp 0.2, bounds 0.1 and 0.5,
     rate 0.001, box [1e-5, 0.01]. TRL's own entropy bonus does the rest.

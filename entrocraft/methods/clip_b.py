@@ -43,5 +43,5 @@ class ClipB(TokenPeer):
         if deviation > 1e-12:
             stands_out = surprise - mean < -self.mu * deviation
             keep = keep & ~(stands_out & (tokens.token_advantages < 0))
-        left = tokens.mean(keep.double())
+        left = tokens.mean(keep.float())
         return torch.where(keep, tokens.token_advantages / max(left, 1e-12), 0.0)

@@ -34,7 +34,7 @@ class ClipV(TokenPeer):
     """
 
     scope = "batch"
-    coefficient = "max_fraction"
+    coefficient = "mu"
 
     def __init__(
         self, schedule: Any = None, *, mu: float = 8.5, max_fraction: float = 1e-4
@@ -53,7 +53,7 @@ class ClipV(TokenPeer):
         mean = tokens.mean(value)
         deviation = math.sqrt(tokens.mean((value - mean).square()))
         go = tokens.mask & (advantages <= 0) & (value > self.mu * deviation)
-        if tokens.mean(go.double()) > self.max_fraction:
+        if tokens.mean(go.float()) > self.max_fraction:
             limit = max(int(self.max_fraction * int(tokens.mask.sum())), 1)
             standing = torch.where(go & (advantages < 0), value, -math.inf).flatten()
             largest = standing.topk(min(limit, len(standing)))
@@ -61,5 +61,5 @@ class ClipV(TokenPeer):
             go[largest.indices[largest.values > -math.inf]] = True
             go = go.view_as(tokens.mask)
         keep = tokens.mask & ~go
-        left = tokens.mean(keep.double())
+        left = tokens.mean(keep.float())
         return torch.where(keep, advantages / max(left, 1e-12), 0.0)

@@ -20,7 +20,8 @@ class KLCov(TokenPeer):
     """KL-Cov: ``L_t = -A r + beta |log p - log p_old|`` on the tokens of highest covariance.
 
     ``max(1, int(ratio * tokens))`` of them by `token_covariance`; elsewhere ``-A r``. Nothing is
-    clipped. At the first update of a batch the penalty has no gradient.
+    clipped. At the first update of a batch the penalty has no gradient, except where two passes
+    differ by rounding: its slope is then 1 or -1, as in verl.
 
     Source: Cui et al., The Entropy Mechanism of RL (arXiv 2505.22617): 0.2 per cent for 7B and 0.02
     per cent for 32B models, beta 1; repository PRIME-RL/Entropy-Mechanism-of-RL. Here the defaults

@@ -29,8 +29,8 @@ class STEER(TokenPeer):
       `least` and at most 1.
 
     Source: Rethinking Entropy Interventions in RLVR (arXiv 2510.10150); repository zz-haooo/STEER:
-    weights in [0.8, 1.2], clip 0.2 and 0.28, dual clip 10. Its variable speaks of a square where
-    the code has p (1 - p), as here.
+    weights in [0.8, 1.2], clip 0.2 and 0.28, dual clip 10, which are set here too. Its variable
+    speaks of a square where the code has p (1 - p), as here.
 
     Args:
         mode: "linear" or "exponential".
