@@ -23,7 +23,8 @@ class ControlConfig:
             the same numbers.
         options: the peer's own options, e.g. {ratio: 0.001}; the keys below are not for peers.
         schedule: target entropy in nats per token over optimiser steps, for example
-            "linear(0.6, 0.3, 300)"; "initial" stands for the first measured entropy.
+            "linear(0.6, 0.3, 300)"; "initial" stands for the first measured entropy. null only for
+            what needs none: rule null, and peers, some of which then follow a constant of theirs.
         effect: sign, sampled, logit or gradient; null takes the rule's own.
         band: half-width around the target, in nats, for the rules sign and switch.
         feedback: plan or pi, for the rule tilt; null takes plan.
@@ -38,7 +39,7 @@ class ControlConfig:
 
     rule: str | None = "tilt"
     options: dict[str, Any] = field(default_factory=dict)
-    schedule: str = "linear(initial, 0.6*initial, 150)"
+    schedule: str | None = "linear(initial, 0.6*initial, 150)"
     effect: str | None = None
     band: float = 0.05
     feedback: Literal["plan", "pi"] | None = None

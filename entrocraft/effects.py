@@ -18,7 +18,7 @@ its mean under the policy. For a tabular softmax ``dH = -eta A (S_t - M_t)`` is 
 order: a *likely* token that is rewarded lowers entropy, an *unlikely* one raises it. At the last
 level c_t is what the loss puts on the token and u the optimiser's answer to the entropy's gradient
 (`entrocraft.gradient`): what a token does to all others through shared parameters counts too, and
-no gain is left to learn.
+the gain that is learnt starts at 1.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def _method(args: Any) -> EntropyMethod:
             f"{VARIABLE}.rule is {rule!r}; slime hands over neither raw rewards nor its loss, so "
             f"entropy control there knows {', '.join(_RULES)}"
         )
-    own = {"remeasure": False} | ({"effect": "sampled"} if rule == "tilt" else {})
+    own = {"schedule": None, "remeasure": False} | ({"effect": "sampled"} if rule == "tilt" else {})
     method = config_from_mapping(ControlConfig, own | keys).build(seed)
     if method.effect in TOKEN_LEVELS:
         raise ValueError(

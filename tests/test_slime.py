@@ -104,6 +104,7 @@ def test_two_ranks_take_one_decision(tmp_path):
         ("", {}, "no entropy control is configured; set ENTROCRAFT"),
         ("3", {}, "ENTROCRAFT is '3'; it has keys"),
         ("{schedule: '0.4', effect: logit}", {}, "effect is 'logit', which needs logits"),
+        ("{rule: tilt}", {}, "a rule needs a schedule"),
         ("{rule: clip_b}", {}, "ENTROCRAFT.rule is 'clip_b'; slime hands over"),
         ("{schedule: '0.4'}", {"advantage_estimator": "ppo"}, "knows grpo, gspo, cispo"),
         ("{schedule: '0.4'}", {"context_parallel_size": 2}, "context_parallel_size is 2"),

@@ -103,6 +103,7 @@ def test_the_users_config_is_left_as_it_was():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"entropy_control": "tilt"}, "'tilt' is a rule of the controller, which needs a schedule"),
         ({"entropy_control": "clip_cof"}, "neither a schedule such as .* nor a method; methods"),
         ({"entropy_control": "linear(0.5)"}, "linear"),
         ({"entropy_control": "clip_higher", "epsilon_high": 0.3}, "sets epsilon_high=0.28, and"),

@@ -162,6 +162,7 @@ def test_keys_are_those_of_the_yaml_files():
         (OmegaConf.create({}), "no entropy control is configured; add a schedule"),
         (OmegaConf.create({"entrocraft": 3}), "entrocraft is 3; it has keys"),
         (config(schedul="0.4"), "schedul"),
+        (config(rule="tilt"), "a rule needs a schedule"),
         (config(schedule="linear(1)"), "linear"),
         (config(schedule="0.4", seed="x"), "entrocraft.seed is 'x'"),
         (config(schedule="0.4", effect="gradient"), "effect 'gradient' differentiates the model"),

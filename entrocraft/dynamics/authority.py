@@ -28,7 +28,7 @@ RULES: tuple[tuple[str, str | None, float], ...] = (
     ),
 )
 """(rule, effect level, pressure): all as hard as they can, up and down. `tilt` at infinite pressure
-drops every rollout whose effect has the wrong sign."""
+weighs every rollout whose effect has the wrong sign by the floor of its probability, 0.02."""
 
 
 def count_updates(inner_updates: Sequence[int], clips: Sequence[float | None]) -> int:

@@ -76,7 +76,7 @@ def peer_class(name: str) -> type[Peer]:
     if name not in PEERS:
         near = difflib.get_close_matches(name, METHODS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown method {name!r}{hint} Known are: {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {name!r}{hint}; known are {', '.join(METHODS)}")
     return PEERS[name]
 
 

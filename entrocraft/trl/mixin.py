@@ -11,6 +11,7 @@ from accelerate.utils import broadcast, gather
 from torch import Tensor
 
 from entrocraft import schedules
+from entrocraft.acceptance import RULES
 from entrocraft.controller import EntropyController
 from entrocraft.method import Decision, EntropyControlWarning, EntropyMethod
 from entrocraft.methods import METHODS, get_method
@@ -251,6 +252,11 @@ def _from_text(text: str) -> Any:
     """
     if text in METHODS:
         return get_method(text)
+    if text in RULES:
+        raise ValueError(
+            f"{text!r} is a rule of the controller, which needs a schedule: "
+            f"entropy_control=EntropyController('linear(initial, 0.3, 300)', rule={text!r})"
+        )
     try:
         schedules.from_string(text)
     except ValueError as error:

@@ -1,6 +1,6 @@
 """Entropy control on stock verl, on one machine or many.
 
-    python -m entrocraft.verl <verl's own arguments> '+entrocraft.schedule="linear(0.6, 0.4, 800)"'
+    python -m entrocraft.verl <verl's own arguments> '+entrocraft.schedule="linear(0.6, 0.4, 404)"'
 
 Importing this package registers the trainers `entrocraft_sync`, `entrocraft_colocate_async` and
 `entrocraft_separate_async` with verl, and lets its FSDP engine serve token sensitivities. verl
@@ -15,7 +15,7 @@ try:
     import verl  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f"entrocraft.verl needs verl ({error}): pip install 'entrocraft[verl]'"
+        f"entrocraft.verl needs verl ({error}); install entrocraft with its extra [verl]"
     ) from error
 
 try:
@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     # verl swallows what a plug-in raises
     logging.getLogger("entrocraft.verl").error(
-        "no entropy control: %s; pip install 'entrocraft[verl]'", error
+        "no entropy control: %s; install entrocraft with its extra [verl]", error
     )
     raise
 

@@ -37,12 +37,12 @@ def check_version() -> None:
     except PackageNotFoundError:
         raise RuntimeError(
             f"verl is imported but not installed, so its version is unknown; entrocraft knows verl "
-            f"{SUPPORTED}: pip install 'entrocraft[verl]'"
+            f"{SUPPORTED}: pip install 'verl{SUPPORTED}'"
         ) from None
     if not SpecifierSet(SUPPORTED).contains(found, prereleases=True):
         raise RuntimeError(
             f"verl {found} is installed, entrocraft knows verl {SUPPORTED}; install one of these "
-            "(pip install 'entrocraft[verl]'), or set VERL_USE_EXTERNAL_PLUGINS=none to run verl "
+            f"(pip install 'verl{SUPPORTED}'), or set VERL_USE_EXTERNAL_PLUGINS=none to run verl "
             "without entropy control"
         )
 

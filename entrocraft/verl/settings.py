@@ -14,13 +14,14 @@ from entrocraft.parsing import config_from_mapping
 __all__ = ["SECTION", "method_of"]
 
 SECTION = "entrocraft"
-_EXAMPLE = "'+entrocraft.schedule=\"linear(0.6, 0.4, 800)\"'"
+_EXAMPLE = "'+entrocraft.schedule=\"linear(0.6, 0.4, 404)\"'"
 
 
 def method_of(config: DictConfig) -> EntropyMethod:
     """Make the entropy method of a run.
 
-    The keys are those of `control` in entrocraft's YAML files (`ControlConfig`), and `seed`.
+    The keys are those of `control` in entrocraft's YAML files (`ControlConfig`), without a default
+    for `schedule`, and `seed`.
 
     Raises:
         ValueError: no section, an unknown key, a wrong value, or a method that verl cannot host.
@@ -37,7 +38,7 @@ def method_of(config: DictConfig) -> EntropyMethod:
     seed = keys.pop("seed", 0)
     if not isinstance(seed, int):
         raise ValueError(f"entrocraft.seed is {seed!r}; use a whole number")
-    method = config_from_mapping(ControlConfig, keys).build(seed)
+    method = config_from_mapping(ControlConfig, {"schedule": None} | keys).build(seed)
     _check(method)
     return method
 
