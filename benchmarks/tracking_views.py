@@ -63,7 +63,7 @@ def into_docs(study: Study, cells: Cells, missing: list[str], page: Path) -> Non
     if start not in text or end not in text:
         raise ValueError(f"{page} has no lines {start} and {end} to write the tables between")
     before, after = text.partition(start)[0], text.partition(end)[2]
-    made = tables(study, cells, missing, DOCS).replace("\n### ", "\n## ")
+    made = tables(study, cells, missing, DOCS)
     page.write_text(f"{before}{start}\n\n{made}\n\n{end}{after}")
 
 
