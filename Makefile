@@ -1,6 +1,6 @@
-# make demo    train three ways side by side and draw report.html
-# make test    everything that CI runs: lint, types, tests, tests on the oldest supported TRL and on verl
-# make help    the rest
+# make demo             train three ways side by side and draw report.html
+# make test             everything that CI runs: lint, types, tests, tests on the oldest supported TRL and on verl
+# make help             the rest
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,15 +19,17 @@ export TOKENIZERS_PARALLELISM ?= false
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
-	@echo "make tracking     the tracking study, hours of work; stop it and go on at will"
-	@echo "make peers        every published method on the same work, hours of it; the same holds"
-	@echo "make plant cost   the loops on simulated plants; what control costs in time"
-	@echo "make test-current tests in the pinned environment only; ARGS goes to pytest"
-	@echo "make test-verl    tests that need verl, in an environment of its own; ARGS goes to pytest"
-	@echo "make lint types   ruff and mypy"
-	@echo "make format       ruff format"
-	@echo "make constraints  resolve constraints.txt anew (needs uv)"
-	@echo "make clean        remove the virtual environments"
+	@echo "make tracking         the tracking study, hours of work; stop it and go on at will"
+	@echo "make peers            25 published methods on the same work, hours of it; the same holds"
+	@echo "make install          the pinned environment in $(VENV)"
+	@echo "make plant cost       the loops on simulated plants; what control costs in time"
+	@echo "make test-current     tests in the pinned environment only; ARGS goes to pytest"
+	@echo "make test-oldest-trl  the adapter's tests on the oldest TRL that is supported"
+	@echo "make test-verl        tests that need verl, in an environment of its own; ARGS goes to pytest"
+	@echo "make lint types       ruff and mypy"
+	@echo "make format           ruff format"
+	@echo "make constraints      resolve constraints.txt anew (needs uv)"
+	@echo "make clean            remove the virtual environments"
 
 demo: $(VENV)/.ready
 	$(BIN)/entrocraft compare configs/demo.yaml

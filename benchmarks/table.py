@@ -1,6 +1,6 @@
 """Print the table of a comparison's results.json as Markdown.
 
-    python benchmarks/table.py benchmarks/results/peers.json
+    python benchmarks/table.py runs/peers/results.json
 
 From three seeds on a number is the interquartile mean with its 95 % bootstrap interval; of two it
 is the mean with the range. Time is relative to the first method of the file.

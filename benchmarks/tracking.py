@@ -3,7 +3,7 @@
     python benchmarks/tracking.py             # runs what is missing; stop and repeat at will
     python benchmarks/tracking.py --list      # what is there and what is missing
     python benchmarks/tracking.py --table     # Markdown tables, from the result file alone
-    python benchmarks/tracking.py --docs      # the same, shorter, into docs/tracking.md
+    python benchmarks/tracking.py --docs      # the same, shorter, into the pages that show them
     python benchmarks/tracking.py --figure    # docs/img/tracking.png, from the result file alone
 
 What is run stands in `tracking.yaml`. After every finished run `results/tracking.json` is written
@@ -44,6 +44,7 @@ SETTINGS = HERE / "tracking.yaml"
 RESULTS = HERE / "results" / "tracking.json"
 FIGURE = HERE.parent / "docs" / "img" / "tracking.png"
 PAGE = HERE.parent / "docs" / "tracking.md"
+README = HERE.parent / "README.md"
 
 
 # The result file ----------------------------------------------------------------------------
@@ -329,7 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--fresh", action="store_true", help="drop the chosen cells and train them anew")
     add("--list", action="store_true", help="print the chosen cells, done or missing, and stop")
     add("--table", action="store_true", help="print Markdown tables of the result file and stop")
-    add("--docs", action="store_true", help="write the tables into docs/tracking.md and stop")
+    add("--docs", action="store_true", help="write tables into docs/tracking.md and README.md")
     add(
         "--figure",
         nargs="?",
@@ -362,8 +363,10 @@ def _command(options: argparse.Namespace, console: Console) -> int:
 
         results = Results(options.results)
         if options.docs:
-            views.into_docs(results.study, results.valid(), results.missing(), PAGE)
-            _say(console, f"wrote {PAGE}")
+            study, cells = results.study, results.valid()
+            views.into_docs(views.tables(study, cells, results.missing(), views.DOCS), PAGE)
+            views.into_docs(views.readme_table(study, cells), README)
+            _say(console, f"wrote {PAGE} and {README}")
         if options.table:
             print(views.tables(results.study, results.valid(), results.missing()))
         if options.figure:

@@ -52,8 +52,8 @@ DOCS += ("final reward", "pass@8, start -> end", "kept", "saturated")
 """Columns that the documentation shows."""
 
 
-def into_docs(study: Study, cells: Cells, missing: list[str], page: Path) -> None:
-    """Write the tables into a page of the documentation, between its two marks.
+def into_docs(made: str, page: Path) -> None:
+    """Write tables into a page of the documentation, between its two marks.
 
     Raises:
         ValueError: the page has no such marks.
@@ -63,7 +63,6 @@ def into_docs(study: Study, cells: Cells, missing: list[str], page: Path) -> Non
     if start not in text or end not in text:
         raise ValueError(f"{page} has no lines {start} and {end} to write the tables between")
     before, after = text.partition(start)[0], text.partition(end)[2]
-    made = tables(study, cells, missing, DOCS)
     page.write_text(f"{before}{start}\n\n{made}\n\n{end}{after}")
 
 
@@ -96,6 +95,28 @@ def tables(
             shown = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
             blocks.append(f"{len(absent)} cells of this table are missing: {shown}")
     return "\n\n".join(blocks) + "\n\nCommand: `python benchmarks/tracking.py`"
+
+
+def readme_table(study: Study, cells: Cells) -> str:
+    """Markdown: the reference of the part `peers` and, of each rival, its best setting."""
+    [part] = [part for part in study.parts if part.name == "peers"]
+    if part.reference is None:
+        raise ValueError("the part 'peers' has no reference, which this table starts from")
+    rows = []
+    for name, methods in {part.reference: [part.reference], **part.better_of}.items():
+        groups = []
+        for schedule in part.schedules:
+            best = _best(part, cells, methods, schedule)
+            groups.append(_group(cells, part, best[0], schedule) if best else [])
+        row = [f"**{name}**" if name == part.reference else name]
+        row += ["/".join(sorted({str(len(group)) for group in groups}))]
+        for key, digits in (("tracking_error", 3), ("final_reward", 2), ("kept_fraction", 2)):
+            for group in groups:
+                row += [_interval(_values(group, lambda cell, key=key: cell[key]), digits)]
+        rows.append(row)
+    columns = ("error", "reward", "kept")
+    head = [f"{column}, {schedule}" for column in columns for schedule in part.schedules]
+    return _markdown(["method", "seeds", *head], rows)
 
 
 def _part_table(study: Study, part: Part, cells: Cells, columns: tuple[str, ...] | None) -> str:

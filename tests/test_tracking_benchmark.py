@@ -327,6 +327,26 @@ def test_table_arithmetic(settings, tmp_path, capsys):
     assert arrivals[3:5] == ["3/3", "0.0 ± 0.0"]
 
 
+def test_pages_get_their_tables_between_the_marks(settings, tmp_path, monkeypatch):
+    path, page, readme = tmp_path / "tracking.json", tmp_path / "page.md", tmp_path / "README.md"
+    filled(path, settings, GAPS)
+    for file in (page, readme):
+        file.write_text("before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n")
+    monkeypatch.setattr(tracking, "PAGE", page)
+    monkeypatch.setattr(tracking, "README", readme)
+    assert tracking.main(["--results", str(path), "--docs"]) == 0
+    assert "### peers: others" in page.read_text()
+    lines = [line for line in readme.read_text().splitlines() if line]
+    assert (lines[0], lines[-1]) == ("before", "after")
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    assert [row[0] for row in rows[2:]] == ["**tilt**", "sign", "GRPO"]
+    sign = np.abs(GAPS["sign-0"])
+    assert rows[3][1:3] == ["3", views.interval(list(sign))]
+    page.write_text("no marks")
+    assert tracking.main(["--results", str(path), "--docs"]) == 2
+    assert page.read_text() == "no marks"
+
+
 def test_factors_and_bounds():
     ratio, low, high = views.factor([0.04, 0.05, 0.08], [0.004, 0.006, 0.009])
     assert ratio == pytest.approx(0.17 / 0.019)
