@@ -360,12 +360,13 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 def _command(options: argparse.Namespace, console: Console) -> int:
     if options.table or options.docs or options.figure:
         import tracking_views as views
+        from pages import into_page
 
         results = Results(options.results)
         if options.docs:
             study, cells = results.study, results.valid()
-            views.into_docs(views.tables(study, cells, results.missing(), views.DOCS), PAGE)
-            views.into_docs(views.readme_table(study, cells), README)
+            into_page(views.tables(study, cells, results.missing(), views.DOCS), PAGE)
+            into_page(views.readme_table(study, cells), README)
             _say(console, f"wrote {PAGE} and {README}")
         if options.table:
             print(views.tables(results.study, results.valid(), results.missing()))

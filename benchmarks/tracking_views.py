@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from pages import markdown
 from scipy import stats
 from tracking_study import Part, Study
 
@@ -50,20 +51,6 @@ Cells = dict[str, dict[str, Any]]
 DOCS = ("method", "schedule", "seeds", "tracking error", "bias", "bound", "holds")
 DOCS += ("final reward", "pass@8, start -> end", "kept", "saturated")
 """Columns that the documentation shows."""
-
-
-def into_docs(made: str, page: Path) -> None:
-    """Write tables into a page of the documentation, between its two marks.
-
-    Raises:
-        ValueError: the page has no such marks.
-    """
-    text = page.read_text()
-    start, end = "<!-- tables -->", "<!-- end of tables -->"
-    if start not in text or end not in text:
-        raise ValueError(f"{page} has no lines {start} and {end} to write the tables between")
-    before, after = text.partition(start)[0], text.partition(end)[2]
-    page.write_text(f"{before}{start}\n\n{made}\n\n{end}{after}")
 
 
 def tables(
@@ -116,7 +103,7 @@ def readme_table(study: Study, cells: Cells) -> str:
         rows.append(row)
     columns = ("error", "reward", "kept")
     head = [f"{column}, {schedule}" for column in columns for schedule in part.schedules]
-    return _markdown(["method", "seeds", *head], rows)
+    return markdown(["method", "seeds", *head], rows)
 
 
 def _part_table(study: Study, part: Part, cells: Cells, columns: tuple[str, ...] | None) -> str:
@@ -147,7 +134,7 @@ def _part_table(study: Study, part: Part, cells: Cells, columns: tuple[str, ...]
             rows.append(row)
     shown = [i for i, name in enumerate(head) if columns is None or name in columns]
     rows = [[row[i] for i in shown] for row in rows]
-    return _markdown([head[i] for i in shown], rows) if rows else "Nothing has been run yet."
+    return markdown([head[i] for i in shown], rows) if rows else "Nothing has been run yet."
 
 
 def confidence(values: list[float]) -> tuple[float, float]:
@@ -193,7 +180,7 @@ def _step_table(study: Study, part: Part, cells: Cells) -> str | None:
             rows.append([*row, _interval(arrivals, 1), _interval(overshoots, 4)])
     head = ["method", "schedule", "jump at step", "seeds that arrive"]
     head += ["steps until within 0.02 nats", "overshoot, nats"]
-    return _markdown(head, rows) if rows else None
+    return markdown(head, rows) if rows else None
 
 
 def _factor_table(part: Part, cells: Cells) -> str | None:
@@ -213,7 +200,7 @@ def _factor_table(part: Part, cells: Cells) -> str | None:
             rows.append([*row, f"{ratio:.1f}{interval_text}"])
     head = ["against", "schedule", "its best setting", "seeds"]
     head += [f"error as a multiple of {part.reference}'s (95 %, bootstrap over seeds)"]
-    return _markdown(head, rows) if rows else None
+    return markdown(head, rows) if rows else None
 
 
 def _best(
@@ -269,11 +256,6 @@ def _interval(values: list[float], digits: int = 3) -> str:
 
 def _mean(values: list[float], digits: int = 3) -> str:
     return f"{np.mean(values):.{digits}f}" if values else "–"
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 # Figure -------------------------------------------------------------------------------------
