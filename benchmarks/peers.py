@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py runs/peers/results.json   # print them as Markdown
     python benchmarks/peers.py --docs                    # the committed results, into docs/peers.md
+    python benchmarks/peers.py --figure                  # the same, docs/img/peers_tradeoff.png
 
 From three seeds on a number is the interquartile mean with its 95 % bootstrap interval; of two it
 is the mean with the range. Time is relative to GRPO.
@@ -15,10 +16,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from pages import into_page, markdown
+
+from entrocraft.report.style import BLUE, INK, ORANGE, SHADE, SOFT, WIDE, empty_figure, place_apart
+from entrocraft.report.style import style as drawing_style
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 PAGE = Path(__file__).parent.parent / "docs" / "peers.md"
+FIGURE = PAGE.parent / "img" / "peers_tradeoff.png"
 REFERENCE = "GRPO"
 COLLAPSED, EXPLODED = 0.5, 1.5
 """Entropy at the end over entropy at the start, below and above which the table says so."""
@@ -93,13 +101,74 @@ def _short(key: str) -> str:
     return key.rpartition(".")[2]
 
 
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """Reward and pass@k at the end against the entropy that is left, one point per method."""
+    passes = [key for row in rows for key in row if key.startswith("pass@")]
+    widest = max(passes, key=lambda key: int(key.removeprefix("pass@")))
+    rows = [row for row in rows if _centre(row["entropy_end"]) < EXPLODED]
+    panels = {"final_reward": "reward, last 20 steps", widest: f"{widest} at the end"}
+    figure = empty_figure(WIDE, 4.0 * len(panels))
+    for axis, (key, title) in zip(figure.subplots(len(panels), 1), panels.items(), strict=True):
+        axis.set_title(title)
+        axis.set_xlabel("entropy at the end, nats per token")
+        _scatter(axis, rows, key)
+    dots = [
+        Line2D([], [], linestyle="", marker="o", markersize=5, color=color)
+        for color in (BLUE, ORANGE)
+    ]
+    figure.legend(
+        dots, ["steered by the schedule", "not steered"], loc="outside upper right", ncols=2
+    )
+    return figure
+
+
+def _scatter(axis: Axes, rows: list[dict[str, Any]], key: str) -> None:
+    """Points, and their names in a column at either side."""
+    points = sorted(
+        (_centre(row["entropy_end"]), _centre(row[key]), row["group"], row["steered"])
+        for row in rows
+    )
+    for x, y, _, steered in points:
+        axis.plot(x, y, "o", color=BLUE if steered else ORANGE, markersize=5, zorder=3)
+    axis.set_xmargin(0.08)
+    axis.margins(y=0.08)
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    axis.set_xlim(left, right)
+    axis.set_ylim(low, high)
+    middle = len(points) // 2
+    for side, column in ((0, points[:middle]), (1, points[middle:])):
+        gap = (high - low) / 17
+        places = place_apart([y for _, y, _, _ in column], gap, low + gap / 2, high - gap / 2)
+        for (x, y, name, _), place in zip(column, places, strict=True):
+            edge = (left, right)[side]
+            axis.plot([x, edge], [y, place], color=SHADE, linewidth=0.5, zorder=1)
+            axis.annotate(
+                name,
+                (edge, place),
+                xytext=(5 if side else -5, 0),
+                textcoords="offset points",
+                ha="left" if side else "right",
+                va="center",
+                fontsize=8,
+                fontweight="bold" if name in ("tilt", REFERENCE) else "normal",
+                color=INK if name in ("tilt", REFERENCE) else SOFT,
+            )
+    axis.tick_params(axis="y", pad=72)
+
+
 def main() -> None:
-    """Print, or write into the page."""
+    """Print, or write into the page, or draw."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help="results.json")
     parser.add_argument("--docs", action="store_true", help=f"write into {PAGE.name} and stop")
+    parser.add_argument("--figure", action="store_true", help=f"draw {FIGURE.name} and stop")
     options = parser.parse_args()
-    made = tables(json.loads(options.results.read_text()))
+    results = json.loads(options.results.read_text())
+    if options.figure:
+        with drawing_style():
+            draw(results["groups"]).savefig(FIGURE, dpi=160, facecolor="white")
+        return
+    made = tables(results)
     if options.docs:
         into_page(made, PAGE)
     else:

@@ -1,12 +1,16 @@
 """Numbers on the pages are those of the committed result files."""
 
+import json
 import sys
 from pathlib import Path
+
+from entrocraft.report.style import style as drawing_style
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import peers  # noqa: E402
 import tracking  # noqa: E402
+from pages import into_page  # noqa: E402
 
 
 def test_tables_of_the_tracking_study_are_its_results(tmp_path, monkeypatch):
@@ -18,6 +22,19 @@ def test_tables_of_the_tracking_study_are_its_results(tmp_path, monkeypatch):
     assert tracking.main(["--docs"]) == 0
     for page in (ROOT / "docs" / "tracking.md", ROOT / "README.md"):
         assert page.read_text() == (tmp_path / page.name).read_text(), page
+
+
+def test_tables_of_the_peers_study_are_its_results(tmp_path):
+    page = ROOT / "docs" / "peers.md"
+    copy = tmp_path / "peers.md"
+    copy.write_text(page.read_text())
+    results = json.loads(peers.RESULTS.read_text())
+    into_page(peers.tables(results), copy)
+    assert page.read_text() == copy.read_text()
+    with drawing_style():
+        first, second = peers.draw(results["groups"]).axes
+    assert second.get_title(loc="left") == "pass@8 at the end"
+    assert len(first.texts) == len(results["groups"])
 
 
 def spread(centre, n=5):
