@@ -42,7 +42,7 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def _methods(rows: list[dict[str, Any]], tuning: dict[str, Any]) -> str:
-    keys = sorted({key for row in rows for key in row if key.startswith("pass@")}, key=len)
+    keys = pass_keys(rows)
     [plain] = [row["seconds"]["centre"] for row in rows if row["group"] == REFERENCE]
     head = ["method", "seeds", "value", "tracking error, nats", "final reward", *keys]
     table = []
@@ -63,6 +63,12 @@ def _methods(rows: list[dict[str, Any]], tuning: dict[str, Any]) -> str:
             ]
         )
     return markdown([*head, "entropy at the end", "", "kept", "time"], table)
+
+
+def pass_keys(rows: list[dict[str, Any]]) -> list[str]:
+    """Every pass@k of the rows, by k: a set alone has another order in every process."""
+    keys = {key for row in rows for key in row if key.startswith("pass@")}
+    return sorted(keys, key=lambda key: int(key.removeprefix("pass@")))
 
 
 def _trials(tuning: dict[str, Any]) -> str:
@@ -103,8 +109,7 @@ def _short(key: str) -> str:
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """Reward and pass@k at the end against the entropy that is left, one point per method."""
-    passes = [key for row in rows for key in row if key.startswith("pass@")]
-    widest = max(passes, key=lambda key: int(key.removeprefix("pass@")))
+    widest = pass_keys(rows)[-1]
     rows = [row for row in rows if _centre(row["entropy_end"]) < EXPLODED]
     panels = {"final_reward": "reward, last 20 steps", widest: f"{widest} at the end"}
     figure = empty_figure(WIDE, 4.0 * len(panels))

@@ -37,6 +37,12 @@ def test_tables_of_the_peers_study_are_its_results(tmp_path):
     assert len(first.texts) == len(results["groups"])
 
 
+def test_columns_of_pass_at_k_are_in_order_of_k():
+    names = ["pass@8", "pass@16", "pass@1", "pass@4", "pass@2"]
+    ordered = ["pass@1", "pass@2", "pass@4", "pass@8", "pass@16"]
+    assert peers.pass_keys([{"group": "GRPO", name: None} for name in names]) == ordered
+
+
 def spread(centre, n=5):
     return {"centre": centre, "low": centre / 2, "high": centre * 2, "n": n}
 
