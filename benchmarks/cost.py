@@ -1,10 +1,10 @@
-"""What control costs in time: seconds of an optimiser step, as ratios to the plain trainer.
+"""What control costs in time: seconds of an optimiser step, as ratios to TRL without control.
 
     python benchmarks/cost.py              # run, write benchmarks/results/cost.json
     python benchmarks/cost.py --table      # print the table of that file as Markdown
 
 The demo's model and task, one thread. Methods take turns, round after round, so that a busy machine
-slows all of them; each round's median step is divided by the plain trainer's of the same round.
+slows all of them; each round's median step is divided by plain TRL's of the same round.
 """
 
 import argparse
@@ -12,42 +12,70 @@ import itertools
 import json
 import statistics
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
+from transformers import TrainerCallback
 
-from entrocraft.parsing import config_from_mapping
+from entrocraft.control import ControlConfig
+from entrocraft.models import load_model
+from entrocraft.tasks import get_task
+from entrocraft.tasks.store import stored_problems
 from entrocraft.training.config import TrainConfig
-from entrocraft.training.recorder import read_records
-from entrocraft.training.run import train
+from entrocraft.training.run import prepare_model
+from entrocraft.training.trainer import build_trainer
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 STEPS, WARM_UP = 18, 4
+
+
+class NoControl(ControlConfig):
+    """TRL alone: no controller, nothing observed."""
+
+    def build(self, seed: int) -> Any:
+        """Return what the trainers take for no control."""
+        return None
+
+
 METHODS = {
-    "plain TRL, observed": {"rule": None},
-    "tilt, sampled, not re-measured": {"effect": "sampled", "remeasure": False},
-    "tilt, not re-measured": {"remeasure": False},
-    "tilt (default)": {},
-    "tilt, gradient": {"effect": "gradient"},
-    "tilt, gradient, refresh 4": {"effect": "gradient", "refresh": 4},
+    "plain TRL": NoControl(),
+    "observed, nothing rejected": ControlConfig(rule=None),
+    "tilt, sampled, not re-measured": ControlConfig(effect="sampled", remeasure=False),
+    "tilt, not re-measured": ControlConfig(remeasure=False),
+    "tilt (default)": ControlConfig(),
+    "tilt, gradient": ControlConfig(effect="gradient"),
+    "tilt, gradient, refresh 4": ControlConfig(effect="gradient", refresh=4),
 }
 
 
-def step_seconds(control: dict[str, object], seed: int) -> float:
-    """Median seconds of a step."""
+class StepClock(TrainerCallback):
+    """When each optimiser step ended, in seconds."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Note the time."""
+        self.ends.append(time.perf_counter())
+
+
+def step_seconds(control: ControlConfig, seed: int) -> float:
+    """Median seconds of a step: rollouts, rewards, control and update."""
     with tempfile.TemporaryDirectory() as folder:
-        keys = {
-            "output": f"{folder}/run",
-            "seed": seed,
-            "steps": STEPS,
-            "save_every": 0,
-            "control": control,
-            "evaluation": {"probe_every": 0, "every": 0},
-        }
-        train(config_from_mapping(TrainConfig, keys))
-        seconds = [record["seconds"] for record in read_records(Path(folder) / "run/metrics.jsonl")]
-    taken = [after - before for before, after in itertools.pairwise(seconds)]
+        config = TrainConfig(
+            output=Path(folder), seed=seed, steps=STEPS, save_every=0, control=control
+        )
+        model, tokenizer = load_model(prepare_model(config), dtype=config.dtype)
+        task = get_task(config.task.name, **config.task.options)
+        problems = stored_problems(task, "train", config.task.train_size)
+        trainer = build_trainer(config, model, tokenizer, task, problems, chat=False)
+        clock = StepClock()
+        trainer.add_callback(clock)
+        trainer.train()
+    taken = [after - before for before, after in itertools.pairwise(clock.ends)]
     return statistics.median(taken[WARM_UP:])
 
 
