@@ -220,9 +220,9 @@ def get_rule(rule: str | Rule) -> Rule:
     """Return the rule of this name, or the rule itself.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        ValueError: an unknown name, or no rule at all; the message lists the known ones.
     """
-    if not isinstance(rule, str):
+    if not isinstance(rule, str) and hasattr(rule, "judge"):
         return rule
     if rule not in RULES:
         raise ValueError(

@@ -39,7 +39,7 @@ class ControlConfig:
 
     rule: str | None = "tilt"
     options: dict[str, Any] = field(default_factory=dict)
-    schedule: str | None = "linear(initial, 0.6*initial, 150)"
+    schedule: str | float | None = "linear(initial, 0.6*initial, 150)"
     effect: str | None = None
     band: float = 0.05
     feedback: Literal["plan", "pi"] | None = None

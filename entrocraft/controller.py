@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from entrocraft import acceptance, effects, schedules
+from entrocraft.alarm import Alarm
 from entrocraft.drawing import Drawing
 from entrocraft.feedback import Feedback, RecedingHorizon, Relay, Situation, get_feedback
-from entrocraft.goal import Goal
+from entrocraft.goal import Goal, TargetError
 from entrocraft.method import Clock, Decision, EntropyControlWarning
 from entrocraft.observer import EntropyObserver
 from entrocraft.offer import Offer, uniform_groups
@@ -23,7 +24,6 @@ from entrocraft.rollouts import RolloutBatch, RolloutSums
 __all__ = ["EntropyController"]
 
 _SCALE_MEMORY = 0.9
-_SATURATED_BEFORE_WARNING = 20
 
 
 class EntropyController:
@@ -85,8 +85,10 @@ class EntropyController:
                 "a rule needs a schedule, e.g. schedule='linear(initial, 0.3, 300)'; rule=None "
                 "only observes"
             )
-        if refresh < 1:
-            raise ValueError(f"refresh must be at least 1 decision, got {refresh}")
+        if not isinstance(refresh, int) or refresh < 1:
+            raise ValueError(
+                f"refresh must be a whole number of at least 1 decision, got {refresh!r}"
+            )
         self.rule = None if rule is None else acceptance.get_rule(rule)
         if uniform_groups and not isinstance(self.rule, acceptance.Tilt):
             raise ValueError(
@@ -104,12 +106,11 @@ class EntropyController:
         self.drawing = Drawing(draw, correction, effective_batch, renormalise)
         self.refresh = refresh
         plans = isinstance(self.feedback, RecedingHorizon)
-        self.remeasure = self.rule is not None and (plans if remeasure is None else remeasure)
+        self.remeasure = (self.rule is not None and plans) if remeasure is None else remeasure
         self.seed = int(seed)
         self._decisions = 0
         self._scale = 0.0
-        self._saturated_in_a_row = 0
-        self._warned: set[str] = set()
+        self.alarm = Alarm()
 
     def __repr__(self) -> str:
         rule = None if self.rule is None else self.rule.name
@@ -204,7 +205,7 @@ class EntropyController:
         metrics |= self._authority(offer)
         pressure, saturated, shortfall = self._steer(measured, offer, clock)
         verdict, votes = offer.judge(pressure)
-        weights = self._draw(verdict, votes, sums, offer.effects)
+        weights = self._draw(verdict, votes, offer)
         metrics |= _outcome(pressure, weights, votes & ~offer.spare, saturated)
         metrics["entropy/shortfall"] = shortfall
         if self.uniform_groups:
@@ -218,7 +219,7 @@ class EntropyController:
         )
         metrics |= self._commit(offer.kept(verdict, weights), clock)
         self._decisions += 1
-        self._warn(metrics, decision)
+        self.alarm.check(metrics, decision.useful, self._remedies())
         return decision
 
     def _aim(self, step: int) -> dict[str, float]:
@@ -311,50 +312,23 @@ class EntropyController:
         memory = _SCALE_MEMORY if self._scale > 0 else 0.0
         self._scale = memory * self._scale + (1 - memory) * size
 
-    def _draw(
-        self, verdict: acceptance.Verdict, votes: Tensor, sums: RolloutSums, effect: Tensor
-    ) -> Tensor:
+    def _draw(self, verdict: acceptance.Verdict, votes: Tensor, offer: Offer) -> Tensor:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._decisions) % 2**63)
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         # ordered by effect, the draw is balanced in every range of effects: its sum stays on plan
-        order = torch.argsort(effect, stable=True)
-        return self.drawing.weights(verdict.probabilities, votes, sums.tokens, order, uniform)
+        order = torch.argsort(offer.effects, stable=True)
+        return self.drawing.weights(
+            verdict.probabilities, votes, offer.tokens, order, uniform, offer.spare
+        )
 
-    def _warn(self, metrics: dict[str, float], decision: Decision) -> None:
-        saturated = metrics["entropy/saturated"] > 0
-        self._saturated_in_a_row = self._saturated_in_a_row + 1 if saturated else 0
-        if self._saturated_in_a_row >= _SATURATED_BEFORE_WARNING:
-            self._warn_once(
-                "saturated",
-                f"entropy control has been saturated for {self._saturated_in_a_row} batches: "
-                f"target {metrics['entropy/target']:.3f}, measured "
-                f"{metrics['entropy/measured']:.3f} nats per token, keeping "
-                f"{metrics['entropy/kept_fraction']:.0%} of the rollouts. The schedule asks for "
-                f"more than rejection can do: {self._remedy()}",
-            )
-        if decision.useful == 0:
-            self._warn_once(
-                "empty",
-                "no rollout with a non-zero advantage is left in a batch (logged as "
-                "entropy/empty); its update carries no policy gradient, the optimiser still moves "
-                "by momentum and weight decay",
-            )
-
-    def _remedy(self) -> str:
+    def _remedies(self) -> list[str]:
+        """What a user can change where rejection is at its limit."""
         remedies = ["make it slower", "give more rollouts per batch", "raise the learning rate"]
         if self.rule is not None and self.rule.relay:
-            remedies.append("use rule='tilt'")
-        else:
-            if not self.uniform_groups:
-                remedies.append("let all-correct and all-wrong groups join (uniform_groups=True)")
-            if self._effect != "gradient":
-                remedies.append("use effect='gradient'")
-        return ", ".join(remedies[:-1]) + " or " + remedies[-1]
-
-    def _warn_once(self, topic: str, message: str) -> None:
-        if topic not in self._warned:
-            self._warned.add(topic)
-            warnings.warn(message, EntropyControlWarning, stacklevel=5)
+            return [*remedies, "use rule='tilt'"]
+        if not self.uniform_groups:
+            remedies.append("let all-correct and all-wrong groups join (uniform_groups=True)")
+        return remedies if self._effect == "gradient" else [*remedies, "use effect='gradient'"]
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to decide as if never interrupted, for JSON."""
@@ -366,15 +340,15 @@ class EntropyController:
             "scale": self._scale,
             "feedback": self.feedback.state_dict(),
             "observer": self.observer.state_dict(),
-            "saturated_in_a_row": self._saturated_in_a_row,
-            "warned": sorted(self._warned),
+            **self.alarm.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave.
 
         Raises:
-            ValueError: not a state of this class, or of another rule or feedback; nothing changed.
+            ValueError: not a state of this class, or of another rule or feedback, or one whose
+                start makes the schedule impossible; nothing changed.
         """
         if not isinstance(state, dict) or state.get("version") != 2:
             raise ValueError(
@@ -391,6 +365,9 @@ class EntropyController:
         before = self.state_dict()
         try:
             self._restore(state)
+        except TargetError:
+            self._restore(before)
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._restore(before)
             raise ValueError(
@@ -414,8 +391,7 @@ class EntropyController:
         self._scale = float(state["scale"])
         self.feedback.load_state_dict(state["feedback"])
         self.observer.load_state_dict(state["observer"])
-        self._saturated_in_a_row = int(state["saturated_in_a_row"])
-        self._warned = set(state["warned"])
+        self.alarm.load_state_dict(state)
 
 
 def _outcome(pressure: float, weights: Tensor, votes: Tensor, saturated: bool) -> dict[str, float]:
@@ -442,7 +418,7 @@ def _feedback_for(
             f"rule {rule.name!r} reads a band and takes no feedback, got {feedback!r}; leave it "
             "out, or use rule='tilt'"
         )
-    return relay if feedback is None else feedback
+    return relay if feedback is None else get_feedback(feedback)
 
 
 def _observer_for(effect: str) -> EntropyObserver:

@@ -65,13 +65,21 @@ class Drawing:
         share = min(1.0, self.effective_batch / left) if left > 0 else 1.0
         return torch.where(votes, probabilities * share, probabilities)
 
-    def expected(self, probabilities: Tensor, votes: Tensor, tokens: Tensor) -> Tensor:
-        """Return the expected weights (B,) of keep probabilities (B,)."""
+    def expected(
+        self, probabilities: Tensor, votes: Tensor, tokens: Tensor, spare: Tensor | None = None
+    ) -> Tensor:
+        """Return the expected weights (B,) of keep probabilities (B,); see `weights`."""
         kept = self.thinned(probabilities, votes)
-        return kept * self._corrected(probabilities) * self._factor(kept, votes, tokens)
+        return kept * self._scaled(probabilities, kept, votes, tokens, spare)
 
     def weights(
-        self, probabilities: Tensor, votes: Tensor, tokens: Tensor, order: Tensor, uniform: float
+        self,
+        probabilities: Tensor,
+        votes: Tensor,
+        tokens: Tensor,
+        order: Tensor,
+        uniform: float,
+        spare: Tensor | None = None,
     ) -> Tensor:
         """Draw, or weigh: (B,) float64.
 
@@ -81,11 +89,27 @@ class Drawing:
             tokens: (B,) response tokens.
             order: a permutation; the draw is balanced in every stretch of it.
             uniform: one number in [0, 1), all the chance that a decision needs.
+            spare: (B,) bool, voters that plain RL would not train on: they make up for nothing that
+                was rejected, and correction leaves them alone; None for none.
         """
         kept = self.thinned(probabilities, votes)
         if self.draw:
             kept = systematic_draw(kept, uniform, order).double()
-        return kept * self._corrected(probabilities) * self._factor(kept, votes, tokens)
+        return kept * self._scaled(probabilities, kept, votes, tokens, spare)
+
+    def _scaled(
+        self,
+        probabilities: Tensor,
+        kept: Tensor,
+        votes: Tensor,
+        tokens: Tensor,
+        spare: Tensor | None,
+    ) -> Tensor:
+        """What correction and renormalisation multiply the kept rollouts by: (B,)."""
+        corrected = self._corrected(probabilities)
+        if spare is not None:
+            corrected, votes = corrected.masked_fill(spare, 1.0), votes & ~spare
+        return corrected * self._factor(kept, votes, tokens)
 
     def _corrected(self, probabilities: Tensor) -> Tensor:
         if self.correction == 0:

@@ -1,8 +1,9 @@
 """How much a token, and a rollout, moves policy entropy.
 
-A policy-gradient step on a rollout with advantage A changes the mean entropy by ``A / N`` times the
-sum of its tokens' *sensitivity* (nats per unit of advantage), up to one gain that all rollouts
-share. The levels differ in what they know of a token:
+A policy-gradient step on a rollout with advantage A changes the mean entropy by ``A w / N`` times
+the sum of its tokens' *sensitivity* (nats per unit of advantage), up to one gain that all rollouts
+share; w is what the loss puts on the rollout's tokens, 1 on average. The levels differ in what they
+know of a token:
 
 =========  ======================  ==========================================================
 level      sensitivity of token t  needs
@@ -136,16 +137,19 @@ def _chunk_statistics(logits: Tensor, tokens: Tensor) -> Tensor:
 def rollout_effects(sums: RolloutSums, level: str) -> Tensor:
     """Predicted change of the mean entropy if rollout j is kept with weight 1: (B,) float64, nats.
 
-    ``effect_j = A_j / N * sum_t sensitivity_t``, N the response tokens of the batch; true up to one
-    gain that all rollouts share.
+    ``effect_j = A_j w_j / N * sum_t sensitivity_t``, N the response tokens of the batch and w_j
+    what the loss puts on a token of the rollout (`RolloutSums.token_weight`), 1 on token average;
+    true up to one gain that all rollouts share. At the level "gradient" sensitivities have w in
+    them.
 
     Raises:
         ValueError: an unknown level, or one that needs the batch's sensitivity and finds none.
     """
+    weight = _token_weight(sums)
     if level == "sign":
         sensitivity = -sums.tokens
     elif level == "sampled":
-        mean = sums.logprob.sum() / sums.total_tokens
+        mean = (weight * sums.logprob).sum() / sums.total_tokens
         sensitivity = -(sums.logprob - mean * sums.tokens)
     elif level in TOKEN_LEVELS:
         if sums.sensitivity is None:
@@ -154,6 +158,15 @@ def rollout_effects(sums: RolloutSums, level: str) -> Tensor:
                 f"{_SOURCES[level]}; or choose effect='sampled', which needs log-probs only"
             )
         sensitivity = sums.sensitivity
+        if level == "gradient":
+            weight = torch.ones_like(weight)
     else:
         raise ValueError(f"unknown effect level {level!r}; choose one of {', '.join(LEVELS)}")
-    return sums.advantages * sensitivity / sums.total_tokens
+    return sums.advantages * sensitivity * weight / sums.total_tokens
+
+
+def _token_weight(sums: RolloutSums) -> Tensor:
+    """(B,): w, 1 on average over the tokens."""
+    if sums.token_weight is None:
+        return torch.ones_like(sums.tokens)
+    return sums.token_weight * (sums.total_tokens / (sums.token_weight * sums.tokens).sum())

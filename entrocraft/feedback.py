@@ -350,9 +350,9 @@ def get_feedback(feedback: str | Feedback) -> Feedback:
     """Return a fresh loop of this name, or the loop itself.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        ValueError: an unknown name, or no loop at all; the message lists the known ones.
     """
-    if not isinstance(feedback, str):
+    if not isinstance(feedback, str) and hasattr(feedback, "pressure"):
         return feedback
     if feedback not in FEEDBACKS:
         raise ValueError(f"unknown feedback {feedback!r}; choose one of {', '.join(FEEDBACKS)}")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from entrocraft import schedules
 
-__all__ = ["Goal"]
+__all__ = ["Goal", "TargetError"]
+
+
+class TargetError(ValueError):
+    """A schedule that asks for an entropy that no policy can have, or has no answer."""
 
 
 class Goal:
@@ -29,8 +34,8 @@ class Goal:
     """
 
     def __init__(self, schedule: schedules.Schedule | str | float | None) -> None:
-        if isinstance(schedule, (int, float)):
-            schedule = schedules.constant(schedule)
+        if isinstance(schedule, Real) and not isinstance(schedule, bool):
+            schedule = schedules.constant(float(schedule))
         elif isinstance(schedule, str):
             schedule = schedules.from_string(schedule)
         elif schedule is not None and not callable(schedule):
@@ -49,7 +54,7 @@ class Goal:
             steps: optimiser steps of the run; every target up to there is checked.
 
         Raises:
-            ValueError: a target that is negative, not finite or above log(V).
+            TargetError: a target that is negative, not finite or above log(V).
         """
         if vocabulary is not None:
             if vocabulary < 1:
@@ -62,7 +67,7 @@ class Goal:
         """Take the entropy of a batch, nats per token; only the first one of a run counts.
 
         Raises:
-            ValueError: a target that is out of range, now that the start is known.
+            TargetError: a target that is out of range, now that the start is known.
         """
         if self._initial is None:
             self._initial = measured
@@ -75,18 +80,26 @@ class Goal:
         """Target at an optimiser step, nats per token; None while it is not known.
 
         Raises:
-            ValueError: a target that is negative, not finite or above log(V).
+            TargetError: a target that is negative, not finite or above log(V), or a schedule that
+                fails.
         """
         if self._anchored is None:
             return None
-        target = float(self._anchored(step))
+        try:
+            target = float(self._anchored(step))
+        except Exception as error:
+            raise TargetError(
+                f"the schedule {self._anchored!r} has no number for step {step} "
+                f"({type(error).__name__}: {error}); it is asked for every step of the run from 0 "
+                "to the last, the state after the last one included"
+            ) from error
         if not math.isfinite(target) or target < 0:
-            raise ValueError(
+            raise TargetError(
                 f"the schedule {self._anchored!r} asks for {target} nats per token at step {step}; "
                 "a target must be finite and at least 0"
             )
         if self._max_entropy is not None and target > self._max_entropy:
-            raise ValueError(
+            raise TargetError(
                 f"the schedule {self._anchored!r} asks for {target:.4g} nats per token at step "
                 f"{step}, above log(vocabulary) = {self._max_entropy:.4g}, which no policy can "
                 "have; lower the target"

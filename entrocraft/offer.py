@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +52,7 @@ class Offer:
     def reach(self, pressure: float) -> tuple[float, float]:
         """Expected sums of the kept effects under a pressure, by sign of the advantage."""
         verdict, votes = self.judge(pressure)
-        weights = self.drawing.expected(verdict.probabilities, votes, self.tokens)
+        weights = self.drawing.expected(verdict.probabilities, votes, self.tokens, self.spare)
         positive, negative = self.kept(verdict, weights).sum(1).tolist()
         return positive, negative
 
@@ -69,14 +68,7 @@ def uniform_groups(sums: RolloutSums) -> Tensor:
             "uniform_groups trains on raw rewards of whole groups; put RolloutBatch.rewards (B,) "
             "and RolloutBatch.group (B,) into the batch, or leave uniform_groups off"
         )
-    _, index = torch.unique(sums.group, return_inverse=True)
-    count = int(index.max()) + 1
-    highest = torch.full((count,), -math.inf, dtype=torch.float64)
-    lowest = torch.full((count,), math.inf, dtype=torch.float64)
-    known = sums.rewards.nan_to_num(nan=-math.inf), sums.rewards.nan_to_num(nan=math.inf)
-    highest = highest.scatter_reduce(0, index, known[0], "amax")
-    lowest = lowest.scatter_reduce(0, index, known[1], "amin")
-    uniform = (highest == lowest)[index] & torch.isfinite(sums.rewards)
+    uniform = sums.alike & torch.isfinite(sums.rewards)
     silent = (sums.advantages == 0) & (sums.tokens > 0)
     raw = torch.where(sums.rewards >= SUCCESS, 1.0, -1.0).double()
     return torch.where(uniform & silent, raw, torch.zeros_like(raw))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 __all__ = ["RolloutBatch", "RolloutSums"]
+
+_ALIKE = 1e-6
+# the last digits of a mean in 32 bits, as they are and divided by the 1e-4 that stands in for no
+# standard deviation
+_ROUNDING, _MAGNIFIED = 4e-6, 5e-3
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,8 @@ class RolloutSums:
     """Per-rollout sums over response tokens: all that a decision needs and ranks exchange.
 
     Every tensor is (B,) float64 except `group` ((B,) int64). `sensitivity` is None unless the
-    effect level needs token sensitivities.
+    effect level needs token sensitivities. `token_weight` is what the loss puts on each token of a
+    rollout, up to a common factor; None: the same on all.
     """
 
     advantages: Tensor
@@ -26,6 +32,7 @@ class RolloutSums:
     sensitivity: Tensor | None = None
     rewards: Tensor | None = None
     group: Tensor | None = None
+    token_weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.advantages)
@@ -39,6 +46,40 @@ class RolloutSums:
     def votes(self) -> Tensor:
         """(B,) bool: rollouts that a decision counts, with tokens and an advantage other than 0."""
         return (self.advantages != 0) & (self.tokens > 0)
+
+    @property
+    def alike(self) -> Tensor:
+        """(B,) bool: rollouts whose whole group has one reward; none if rewards are not known."""
+        if self.rewards is None or self.group is None:
+            return torch.zeros(len(self), dtype=torch.bool)
+        _, index = torch.unique(self.group, return_inverse=True)
+        count = int(index.max()) + 1
+
+        def extreme(unknown: float, which: str) -> Tensor:
+            start = torch.full((count,), unknown, dtype=torch.float64)
+            assert self.rewards is not None
+            return start.scatter_reduce(0, index, self.rewards.nan_to_num(nan=unknown), which)
+
+        high, low = extreme(-math.inf, "amax"), extreme(math.inf, "amin")
+        close = high - low <= _ALIKE * torch.maximum(high.abs(), low.abs())
+        return (close & torch.isfinite(high) & torch.isfinite(low))[index]
+
+    def settled(self) -> RolloutSums:
+        """Put advantages that are nothing but rounding back to the 0 that they stand for.
+
+        In a group that was rewarded alike, with 0.1 for example, the mean can differ from its
+        members by the last digit of 32 bits, and trainers divide that by next to no standard
+        deviation: it would count as a vote. Advantages of such groups that are real, such as raw
+        rewards, are larger and stay.
+        """
+        alike = self.alike
+        if self.rewards is None or not bool(alike.any()):
+            return self
+        size = self.rewards.nan_to_num().abs()
+        largest = max(float(self.advantages.abs().max()), float(size[alike].max()))
+        limit = (_MAGNIFIED * size).clamp(min=_ROUNDING * largest)
+        rounding = alike & (self.advantages.abs() <= limit)
+        return replace(self, advantages=self.advantages.masked_fill(rounding, 0.0))
 
     def mean_entropy(self) -> float:
         """Token mean of the entropy, nats per token."""
@@ -80,6 +121,9 @@ class RolloutBatch:
         rewards: (B,), raw rewards, or None; NaN marks an unscorable rollout. Needed by the rule
             `switch`.
         group: (B,), an integer for each prompt, or None; sharpens the standard error.
+        token_weight: (B,), what the loss puts on each token of a rollout, up to a common factor, or
+            None: the same on all. A loss that averages over each rollout's tokens first puts 1
+            over their number.
         drift: nats already under way from the optimiser's momentum, or None.
         optimiser_steps: optimiser steps that this batch will be used for; a fraction where several
             rollout batches make one step.
@@ -95,6 +139,7 @@ class RolloutBatch:
     sensitivity: Tensor | None = None
     rewards: Tensor | None = None
     group: Tensor | None = None
+    token_weight: Tensor | None = None
     drift: float | None = None
     optimiser_steps: float = 1
     momentum: float | None = None
@@ -137,7 +182,10 @@ class RolloutBatch:
             sensitivity=sensitivity,
             rewards=None if self.rewards is None else self.rewards.detach().cpu().double(),
             group=None if self.group is None else self.group.detach().cpu().long(),
-        )
+            token_weight=None
+            if self.token_weight is None
+            else _finite_rows("token_weight", self.token_weight),
+        ).settled()
 
     def _check_shapes(self) -> None:
         if self.mask.ndim != 2:
@@ -149,7 +197,7 @@ class RolloutBatch:
             value = getattr(self, field.name)
             if not isinstance(value, Tensor):
                 continue
-            per_row = field.name in ("advantages", "rewards", "group")
+            per_row = field.name in ("advantages", "rewards", "group", "token_weight")
             wanted = (rows,) if per_row else tuple(self.mask.shape)
             if tuple(value.shape) != wanted:
                 raise ValueError(

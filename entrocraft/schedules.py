@@ -25,6 +25,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 
 __all__ = [
     "Level",
@@ -213,7 +214,7 @@ def piecewise(points: Sequence[tuple[int, float | str]]) -> Schedule:
     [0.5, 0.6, 0.7, 0.6, 0.5, 0.5]
     """
     pairs = list(points)
-    if not pairs or any(len(pair) != 2 for pair in pairs):
+    if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
         raise ValueError(f"piecewise needs a list of (step, level) pairs, got {points!r}")
     steps = [_step(step) for step, _ in pairs]
     for before, after in pairwise(steps):
@@ -419,15 +420,15 @@ def _steps(steps: int) -> int:
 
 
 def _step(step: float) -> int:
-    if not 0 <= step < 1e15 or step != int(step):
+    if not isinstance(step, Real) or not 0 <= step < 1e15 or step != int(step):
         raise ValueError(f"steps are whole numbers of at least 0, got {step!r}")
     return int(step)
 
 
 def _finite(number: float) -> float:
-    value = float(number)
+    value = float(number) if isinstance(number, Real) else math.nan
     if not math.isfinite(value):
-        raise ValueError(f"an entropy level must be finite, got {number}")
+        raise ValueError(f"an entropy level must be a finite number, got {number!r}")
     return value
 
 

@@ -53,8 +53,8 @@ def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
     be a few batches ahead of the weights.
 
     Args:
-        args: slime's; read are `advantage_estimator`, `context_parallel_size`,
-            `num_steps_per_rollout`, `save` and `load`.
+        args: slime's; read are `advantage_estimator`, `calculate_per_token_loss`,
+            `context_parallel_size`, `num_steps_per_rollout`, `save` and `load`.
         rollout_data: lists over samples: `rewards` (normalised over groups by slime), `log_probs`,
             `entropy` and `loss_masks` (one tensor each). Gets `advantages` and `returns`.
 
@@ -65,7 +65,11 @@ def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
     local = _sums(args, rollout_data)
     mine = torch.stack([getattr(local, name) for name in _COLUMNS], dim=1)
     columns, start = _gathered(mine)
-    sums = RolloutSums(**{name: columns[:, i] for i, name in enumerate(_COLUMNS)})
+    named = {name: columns[:, i] for i, name in enumerate(_COLUMNS)}
+    # slime's loss is a mean over samples of means over tokens unless it is told otherwise
+    by_token = bool(getattr(args, "calculate_per_token_loss", False))
+    weight = None if by_token else 1 / named["tokens"].clamp(min=1)
+    sums = RolloutSums(**named, token_weight=weight)
     steps = float(getattr(args, "num_steps_per_rollout", None) or 1)
     decision = method.decide(sums, step=round(_state["steps"]), optimiser_steps=steps)
     _state["steps"] += steps

@@ -60,14 +60,14 @@ class TokenBatch:
         above = (advantages > 0) & (ratio > 1 + high)
         return above | ((advantages < 0) & (ratio < 1 - low))
 
-    def mean(self, values: Tensor, where: Tensor | None = None) -> float:
+    def mean(self, values: Tensor, where: Tensor | None = None, none: float = 0.0) -> float:
         """Token mean of (b, T) values over all processes, of the response tokens `where`.
 
-        0 if there is no such token.
+        `none` if there is no such token.
         """
         mask = self.mask if where is None else self.mask & where
         # Apple's GPUs have no float64
         exact = torch.float32 if values.device.type == "mps" else torch.float64
         kept = torch.where(mask, values, torch.zeros_like(values)).to(exact)
         total, count = self.total(torch.stack([kept.sum(), mask.sum().to(exact)])).tolist()
-        return total / count if count else 0.0
+        return total / count if count else none

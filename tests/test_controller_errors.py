@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from rollout_batches import controller, make_batch, repeat
@@ -74,7 +75,12 @@ def test_saturation_that_comes_and_goes_is_no_warning():
         ({"feedback": "pid"}, "unknown feedback 'pid'; choose one of plan, pi"),
         ({"rule": "sign", "feedback": "pi"}, "rule 'sign' reads a band and takes no feedback"),
         ({"rule": "sign", "uniform_groups": True}, "uniform_groups needs rule='tilt', got 'sign'"),
-        ({"refresh": 0}, "refresh must be at least 1 decision, got 0"),
+        ({"refresh": 0}, "refresh must be a whole number of at least 1 decision, got 0"),
+        ({"refresh": 1.5}, "refresh must be a whole number of at least 1 decision, got 1.5"),
+        ({"rule": 42}, "unknown rule 42; choose one of tilt, sign, switch or None"),
+        ({"feedback": 42}, "unknown feedback 42; choose one of plan, pi"),
+        ({"rule": "sign", "feedback": 42}, "unknown feedback 42; choose one of plan, pi"),
+        ({"schedule": True}, "schedule must be a callable or text, got True"),
         ({"correction": 2}, "correction must be in [0, 1], got 2"),
         ({"rule": "sign", "band": (0.1, -0.1)}, "lower bound 0.1 is above its upper bound -0.1"),
         ({"rule": "tilt", "band": (0.1, -0.1)}, "lower bound 0.1 is above its upper bound -0.1"),
@@ -193,3 +199,16 @@ def test_own_rules_are_rules():
     decision = controller(rule=Half()).decide(make_batch(sensitivity=None))
     assert float(decision.weights.sum()) == 16
     assert controller(rule=Half()).effect == "sampled"
+
+
+def test_a_schedule_that_fails_is_named_with_its_step():
+    levels = [0.5, 0.4, 0.3]
+    for schedule, cause in ((lambda step: levels[step], "IndexError"), (lambda step: None, "Type")):
+        control = EntropyController(schedule)
+        with pytest.raises(ValueError, match=rf"has no number for step \d \({cause}.*the last one"):
+            control.prepare(steps=3)
+    EntropyController(lambda step: [*levels, 0.2][step]).prepare(steps=3)
+
+
+def test_a_number_of_another_type_is_a_constant_target():
+    assert EntropyController(np.float32(0.5)).target(7) == 0.5

@@ -126,3 +126,15 @@ def test_sums_decide_as_their_batch():
     assert torch.equal(a.weights, b.weights)
     assert a.metrics == pytest.approx(b.metrics)
     assert one.state_dict() == two.state_dict()
+
+
+def test_a_start_that_makes_the_new_schedule_impossible_is_told_as_that():
+    first = controller("constant(initial)")
+    first.decide(make_batch(level=0.3))
+    second = controller("initial - 0.5")
+    with (
+        pytest.warns(EntropyControlWarning, match="used with the new settings"),
+        pytest.raises(ValueError, match="a target must be finite and at least 0"),
+    ):
+        second.load_state_dict(first.state_dict())
+    assert second.target(0) is None

@@ -147,3 +147,18 @@ def test_a_batch_below_the_effective_size_is_left_alone():
 def test_bad_settings(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Drawing(**changes)
+
+
+@pytest.mark.parametrize("renormalise", ["rollouts", "tokens"])
+def test_spare_voters_make_up_for_nothing(renormalise):
+    drawing = Drawing(draw=False, correction=0.5, renormalise=renormalise)
+    spare = torch.tensor([False, False, True, True])
+    votes = torch.tensor([True, True, True, True])
+    tokens = torch.tensor([3.0, 3.0, 5.0, 5.0])
+    p = torch.tensor([0.25, 1.0, 0.0, 0.5], dtype=torch.float64)
+    weights = drawing.weights(p, votes, tokens, torch.arange(4), 0.5, spare)
+    # kept by their probability, scaled by what was rejected of the others alone
+    left = {"rollouts": 3.25 / 4, "tokens": (0.75 + 3 + 10) / 16}[renormalise]
+    expected = torch.tensor([0.25 * 0.25**-0.5, 1.0, 0.0, 0.5], dtype=torch.float64) / left
+    np.testing.assert_allclose(weights, expected)
+    assert torch.equal(drawing.expected(p, votes, tokens, spare), weights)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -253,6 +254,25 @@ def test_rollout_effects_by_brute_force(level):
     expected = [a * sum(row) / len(every) for a, row in zip(advantages, token, strict=True)]
     np.testing.assert_allclose(rollout_effects(sums, level), expected, rtol=1e-12, atol=1e-15)
     assert rollout_effects(sums, level)[3] == 0
+
+
+@pytest.mark.parametrize("level", ["sign", "sampled", "logit"])
+def test_a_loss_that_averages_over_rollouts_first(level):
+    sums, advantages, logprobs, sensitivity = batch()
+    # each rollout's tokens share one fifth; the whole is scaled to tokens, as every level is
+    shares = [np.full(len(row), 1 / len(row) / len(logprobs)) for row in logprobs]
+    baseline = sum(float(share @ row) for share, row in zip(shares, logprobs, strict=True))
+    token = {
+        "sign": [-np.ones_like(row) for row in logprobs],
+        "sampled": [-(row - baseline) for row in logprobs],
+        "logit": sensitivity,
+    }[level]
+    expected = [a * float(c @ r) for a, c, r in zip(advantages, shares, token, strict=True)]
+    for scale in (1.0, 17.0):
+        weighed = replace(sums, token_weight=scale / sums.tokens)
+        np.testing.assert_allclose(rollout_effects(weighed, level), expected, rtol=1e-12)
+    in_it = replace(sums, token_weight=1 / sums.tokens)
+    assert torch.equal(rollout_effects(in_it, "gradient"), rollout_effects(sums, "gradient"))
 
 
 def test_levels_that_cannot_be_served():

@@ -126,6 +126,8 @@ def test_stderr_of_one_cluster_is_unknown():
         ({"advantages": torch.zeros(6, 5)}, "advantages has shape (6, 5), expected (6,)"),
         ({"rewards": torch.zeros(6, 1)}, "rewards has shape (6, 1), expected (6,)"),
         ({"group": torch.zeros(7)}, "group has shape (7,), expected (6,)"),
+        ({"token_weight": torch.zeros(6, 5)}, "token_weight has shape (6, 5), expected (6,)"),
+        ({"token_weight": torch.full((6,), math.inf)}, "token_weight[0] is inf"),
         ({"logprobs": torch.zeros(6, 4)}, "logprobs has shape (6, 4), expected (6, 5) ((B, T)"),
         ({"entropies": torch.zeros(5, 6)}, "entropies has shape (5, 6), expected (6, 5)"),
         ({"sensitivity": torch.zeros(6)}, "sensitivity has shape (6,), expected (6, 5)"),
@@ -161,3 +163,50 @@ def test_rewards_may_be_missing_for_single_rollouts():
     sums = make(rewards=rewards).sums()
     assert isinstance(sums, RolloutSums)
     assert bool(sums.rewards[2].isnan())
+
+
+def rewarded(rewards, advantages, generations=4):
+    count = len(rewards)
+    return make(
+        count,
+        advantages=torch.tensor(advantages, dtype=torch.float64),
+        rewards=torch.tensor(rewards, dtype=torch.float64),
+        group=torch.arange(count) // generations,
+    ).sums()
+
+
+@pytest.mark.parametrize("generations", [6, 8, 16])
+@pytest.mark.parametrize("reward", [0.1, 0.3, 0.7, 1 / 3, 12.3, 0.0, 1.0])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_rounding_in_a_group_rewarded_alike_is_no_vote(generations, reward, scaled):
+    rewards = torch.full((3, generations), reward)
+    rewards[0, ::2] += 1.0
+    advantages = rewards - rewards.mean(1, keepdim=True)
+    if scaled:
+        advantages = advantages / (rewards.std(1, keepdim=True) + 1e-4)
+    sums = rewarded(rewards.flatten().tolist(), advantages.flatten().tolist(), generations)
+    assert sums.votes.sum() == generations
+    assert torch.equal(sums.advantages[:generations].float(), advantages[0])
+
+
+def test_rounding_is_what_the_previous_test_is_about():
+    rewards = torch.full((8,), 0.1)
+    noise = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+    assert 0 < float(noise.abs().max()) < 1e-3
+
+
+def test_real_advantages_of_a_group_rewarded_alike_stay():
+    raw = [0.1, 0.1, 0.1, 0.1, 1.0, 1.0, 1.0, 1.0]
+    assert rewarded(raw, raw).advantages.tolist() == raw
+    less = [-0.3] * 4 + [0.6] * 4
+    assert rewarded(raw, less).advantages.tolist() == less
+    # without rewards nobody knows
+    assert make(advantages=torch.full((6,), 1e-5), rewards=None).sums().votes.all()
+
+
+def test_groups_rewarded_alike():
+    rewards = [1.0, 1.0, math.nan, 1.0, 0.0, 1.0, 0.0, 0.0, *[math.nan] * 4, *[0.3] * 3, 0.1 + 0.2]
+    sums = rewarded(rewards, [0.5] * 16)
+    assert sums.alike.tolist() == [True] * 4 + [False] * 8 + [True] * 4
+    assert not make(rewards=None).sums().alike.any()
+    assert not make(group=None).sums().alike.any()

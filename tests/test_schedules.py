@@ -135,8 +135,8 @@ def test_an_exponential_that_turns_out_to_reach_zero_says_so():
     ("build", "message"),
     [
         (lambda: schedules.constant(-0.1), "-0.1 nats per token cannot be reached"),
-        (lambda: schedules.constant(math.nan), "must be finite, got nan"),
-        (lambda: schedules.linear(math.inf, 0.3, 10), "must be finite, got inf"),
+        (lambda: schedules.constant(math.nan), "must be a finite number, got nan"),
+        (lambda: schedules.linear(math.inf, 0.3, 10), "must be a finite number, got inf"),
         (lambda: schedules.linear(0.6, 0.3, 0), "at least 1 step, got 0"),
         (lambda: schedules.linear(0.6, 0.3, -5), "at least 0, got -5"),
         (lambda: schedules.linear(0.6, 0.3, 2.5), "whole numbers of at least 0, got 2.5"),

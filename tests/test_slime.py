@@ -1,6 +1,7 @@
 """slime's advantage hook as a function: decisions of the controller, on one rank and on two."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -39,7 +40,7 @@ def samples(seed=0, count=24):
     }
 
 
-def expected(batches):
+def expected(batches, by_token=False):
     """What the controller decides on the same sums."""
     controller = EntropyController(SCHEDULE, effect="sampled", remeasure=False, seed=3)
     for step, data in enumerate(batches):
@@ -50,13 +51,17 @@ def expected(batches):
             logprob=torch.stack([(p.double() * m).sum() for p, _, m in triples]),
             entropy=torch.stack([(h.double() * m).sum() for _, h, m in triples]),
         )
+        if not by_token:  # slime's usual loss is a mean over samples
+            sums = replace(sums, token_weight=1 / sums.tokens)
         yield controller.decide(sums, step=2 * step, optimiser_steps=2)
 
 
-def test_the_hook_gives_the_controllers_decisions():
+@pytest.mark.parametrize("by_token", [False, True])
+def test_the_hook_gives_the_controllers_decisions(by_token):
     batches = [samples(seed) for seed in range(6)]
-    for data, decision in zip(batches, expected(batches), strict=True):
-        slime.control_advantages(arguments(), data)
+    args = arguments(calculate_per_token_loss=by_token)
+    for data, decision in zip(batches, expected(batches, by_token), strict=True):
+        slime.control_advantages(args, data)
         for found, value, p in zip(
             data["advantages"], decision.advantages, data["log_probs"], strict=True
         ):

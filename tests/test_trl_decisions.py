@@ -16,6 +16,7 @@ from trl_runs import (
     VOCABULARY,
     WITNESSES,
     Recording,
+    Witness,
     WitnessGRPO,
     make_trainer,
     rows,
@@ -24,6 +25,7 @@ from trl_runs import (
 
 from entrocraft import Decision, EntropyController, EntropyControlWarning, schedules
 from entrocraft.trl import EntropyControlMixin
+from entrocraft.trl.gradient import loss_coefficients
 
 EVERY_ROW = {
     "target",
@@ -254,6 +256,80 @@ def test_a_batch_without_any_token_is_left_to_trl(kind):
     assert [row["grad_norm"] for row in rows(trainer)] == [0, 0]
 
 
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_rewards_that_are_all_alike_are_no_vote(kind):
+    """0.1 is not exact: TRL's advantages are its last digit."""
+    control = Recording(2.5)
+    trainer = make_trainer(
+        kind,
+        WITNESSES[kind],
+        entropy_control=control,
+        num_generations=8,
+        reward_funcs=lambda completions, **columns: [0.1] * len(completions),
+        max_steps=2,
+    )
+    trainer.train()
+    assert bool(trainer.batches[0]["advantages"].any()), "TRL's rounding is what this is about"
+    for decision in control.answered:
+        assert decision.useful == 0
+        assert decision.metrics["entropy/empty"] == 1
+        assert not decision.advantages.any()
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "averages"),
+    [("grpo", True), ("sapo", True), ("dapo", False), ("dr_grpo", False), ("cispo", False)],
+)
+def test_methods_know_what_the_loss_puts_on_a_token(loss_type, averages):
+    class Asking(WitnessGRPO):
+        def _decide_on(self, output):
+            mask, signals = output["completion_mask"].bool(), self._signals.ask(self, output)
+            slopes = loss_coefficients(self, output, mask, signals)
+            self.by_loss = (slopes.sum(1) / mask.sum(1)).double()
+            super()._decide_on(output)
+
+    control = Recording(2.5)
+    model = tiny_model(ends=True)
+    trainer = make_trainer(
+        "grpo", Asking, model=model, entropy_control=control, loss_type=loss_type, max_steps=1
+    )
+    trainer.train()
+    [(sums, _)] = control.asked
+    assert (sums.token_weight is not None) == averages
+    weight = torch.ones(16).double() if sums.token_weight is None else sums.token_weight
+    assert len(sums.tokens.unique()) > 2
+    torch.testing.assert_close(
+        weight / weight.sum(), trainer.by_loss / trainer.by_loss.sum(), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("shape", [(16, 1), (16, 8)])
+def test_ratios_to_vllms_policy_weigh_the_effects(shape):
+    ratios = 0.5 + torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    ratios[:5] = 0.0  # too far off: TRL leaves them out
+
+    class FromVllm(trl.GRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            output = super()._generate_and_score_completions(inputs)
+            width = output["completion_ids"].shape[1]
+            output["importance_sampling_ratio"] = ratios[:, :width]
+            return output
+
+    class Mine(Witness, FromVllm):
+        pass
+
+    control = Recording(2.5)
+    trainer = make_trainer("grpo", Mine, entropy_control=control, max_steps=1)
+    trainer.train()
+    [(sums, _)], [batch] = control.asked, trainer.batches
+    assert not sums.advantages[:5].any()
+    assert torch.equal(sums.advantages[5:].float(), batch["advantages"][5:])
+    assert not batch["decided"][:5].any()
+    per_token = batch["signals"].sensitivity * batch["completion_mask"]
+    expected = (per_token * batch["importance_sampling_ratio"]).double().sum(1)
+    torch.testing.assert_close(sums.sensitivity, expected)
+
+
 # ---------------------------------------------------------------- how it is asked for
 
 
@@ -433,3 +509,10 @@ def test_uniform_groups_join_through_the_trainer(target, sign):
         assert bool((decision.advantages[used] == 1).all())
         assert bool((sign * batch.sensitivity[used] > 0).all())
         assert bool((decision.probabilities[sign * batch.sensitivity < 0] == 0).all())
+
+
+def test_a_controller_that_was_in_another_trainer_is_warned_of():
+    control = EntropyController(2.5)
+    make_trainer(entropy_control=control)
+    with pytest.warns(EntropyControlWarning, match="goes on with what it learnt there"):
+        make_trainer(entropy_control=control)

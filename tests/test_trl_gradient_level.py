@@ -456,6 +456,13 @@ def test_kernels_without_forward_mode():
         GradientReader(trainer)
 
 
+def test_reentrant_checkpointing():
+    trainer = make_trainer()
+    trainer.args.gradient_checkpointing_kwargs = {"use_reentrant": True}
+    with pytest.raises(ValueError, match="set gradient_checkpointing_kwargs="):
+        GradientReader(trainer)
+
+
 class Opaque(torch.autograd.Function):
     """A kernel of somebody's."""
 

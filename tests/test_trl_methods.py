@@ -348,3 +348,22 @@ def test_every_method_trains_and_resumes_exactly(name, tmp_path):
         assert torch.isfinite(tensor).all()
         assert torch.equal(tensor, resumed.model.state_dict()[key]), key
     assert "entropy/target" in rows(whole)[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in AVAILABLE if issubclass(PEERS[n], TokenPeer) or n == "aent"],
+)
+def test_batches_without_any_token_change_no_memory(name):
+    method = get_method(name, *([2.5] if METHODS[name].follows else []))
+    trainer = make_trainer(
+        entropy_control=method,
+        mask_truncated_completions=True,
+        generation_kwargs={"suppress_tokens": [TOKENIZER.eos_token_id]},
+        max_steps=2,
+        **REUSED,
+    )
+    before = method.state_dict()
+    trainer.train()
+    assert [row["grad_norm"] for row in rows(trainer)] == [0, 0]
+    assert method.state_dict() == before

@@ -140,3 +140,27 @@ def test_several_batches_in_one_step_are_not_measured():
     trainer.train()
     assert not any(CHANGE in row for row in rows(trainer))
     assert trainer.last_decision is not None
+
+
+@pytest.mark.parametrize("where", ["adapter", "attention"])
+def test_dropout_is_no_change(where):
+    """With a learning rate of 0 nothing moves, whatever TRL's own passes drop out."""
+    peft = pytest.importorskip("peft")
+    settings = {}
+    if where == "adapter":
+        settings["peft_config"] = peft.LoraConfig(
+            target_modules="all-linear", r=4, lora_dropout=0.2, init_lora_weights=False
+        )
+    model = tiny_model(ends=True, attention_dropout=0.2 if where == "attention" else 0.0)
+    trainer = make_trainer(
+        model=model,
+        entropy_control="constant(initial)",
+        learning_rate=0.0,
+        per_device_train_batch_size=8,
+        steps_per_generation=2,
+        gradient_accumulation_steps=1,
+        **settings,
+    )
+    trainer.train()
+    changes = [row[CHANGE] for row in rows(trainer) if CHANGE in row]
+    assert changes == pytest.approx([0.0] * 2, abs=1e-6)

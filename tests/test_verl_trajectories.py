@@ -1,5 +1,7 @@
 """verl's rows as rollouts: padding out, one decision for a session, the decision that TRL gets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -172,3 +174,35 @@ def test_what_cannot_be_read_is_named():
         Trajectories(rows).sums()
     with pytest.raises(ValueError, match="the row 'abc' is not named uid_session_index"):
         make_rows(keys=["abc"] * 24)
+
+
+def test_prompts_rewarded_alike_have_no_advantage():
+    rows = make_rows(prompts=3, padding=2)
+    prompt = torch.tensor([int(key[3]) if key.startswith("uid") else -1 for key in rows.keys])
+    rewards = torch.where(prompt == 1, 0.1, rows.rewards)
+    advantages = torch.where(prompt == 1, 0.11, 1.0)[:, None] * rows.mask
+    settled = Trajectories(replace(rows, rewards=rewards, advantages=advantages)).settled()
+    alike = torch.stack([rewards[prompt == p].std() == 0 for p in range(3)])
+    assert bool(alike[1])
+    assert not bool(alike.all())
+    for row, p in enumerate(prompt.tolist()):
+        expected = torch.zeros(7) if p >= 0 and alike[p] else advantages[row]
+        assert torch.equal(settled.rows.advantages[row], expected)
+    decision = EntropyController(0.4).decide(settled.sums(), step=0)
+    trained = settled.advantages(settled.sums(), decision)
+    assert not trained[prompt == 1].any()
+
+
+def test_a_mean_over_rows_weighs_the_tokens_of_short_rollouts_more():
+    rows = make_rows(padding=3)
+    assert Trajectories(rows).sums().token_weight is None
+    sums = Trajectories(replace(rows, mean_of_rows=True)).sums()
+    torch.testing.assert_close(sums.token_weight, 1 / sums.tokens)
+    # two rows of one rollout count twice
+    keys = ["u_0_0", "u_0_1", "u_1_0"]
+    small = make_rows(prompts=1, generations=3, keys=keys, mean_of_rows=True)
+    sums = Trajectories(small).sums()
+    lengths = small.mask.sum(1).double()
+    torch.testing.assert_close(
+        sums.token_weight, torch.stack([2 / (lengths[0] + lengths[1]), 1 / lengths[2]])
+    )

@@ -69,7 +69,10 @@ class EntroPIC(TokenPeer):
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         target = self.target(tokens.step)
         assert target is not None, "the decision on the batch anchored it"
-        error = tokens.mean(tokens.entropies) - target
+        entropy = tokens.mean(tokens.entropies, none=math.nan)
+        if math.isnan(entropy):
+            return tokens.token_advantages  # all masked: nothing was measured
+        error = entropy - target
         self._alpha = min(1.0, max(-1.0, self.kp * error + self.ki * self._sum))
         self._sum += error * tokens.share
         advantages = tokens.token_advantages

@@ -301,6 +301,12 @@ def _refuse(trainer: Any) -> None:
             "the effect level 'gradient' needs forward-mode derivatives, which Liger kernels do "
             f"not have; set use_liger_kernel=False, or {_REMEDY}"
         )
+    checkpointing = getattr(trainer.args, "gradient_checkpointing_kwargs", None) or {}
+    if checkpointing.get("use_reentrant"):
+        raise ValueError(
+            "the effect level 'gradient' needs derivatives that reentrant checkpointing does not "
+            "have; set gradient_checkpointing_kwargs={'use_reentrant': False}, or " + _REMEDY
+        )
     attention = getattr(trainer.model.config, "_attn_implementation", None)
     if attention not in (None, "eager", "sdpa"):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from entrocraft.trl.extra import join_extra_rollouts
 from entrocraft.trl.gradient import GradientReader
 from entrocraft.trl.odometer import Odometer
 from entrocraft.trl.options import apply_settings, with_options
+from entrocraft.trl.policy import has_dropout
 from entrocraft.trl.signals import SignalRecorder, Signals
 from entrocraft.trl.tokens import TokenHook
 
@@ -29,6 +31,9 @@ _T = TypeVar("_T")
 _Trainer: Any = object  # for the type checker: the mixin's next class is one of TRL's trainers
 
 __all__ = ["EntropyControlMixin"]
+
+_MEAN_OF_ROLLOUTS = ("grpo", "sapo")
+"""TRL's losses that average over the tokens of each rollout first."""
 
 
 class EntropyControlMixin(_Trainer):
@@ -73,13 +78,14 @@ class EntropyControlMixin(_Trainer):
             vocabulary=self.model.config.get_text_config().vocab_size,
             steps=self.args.max_steps if self.args.max_steps > 0 else None,
         )
+        _warn_of_memory(entropy_control)
         self.entropy_control = entropy_control
         effect = entropy_control.effect
         self._gradient: GradientReader | None = None
         if effect == "gradient":
             self._gradient = GradientReader(self, getattr(entropy_control, "refresh", 1))
             effect = None  # the recorder has no sensitivities to tap then
-        self._signals = SignalRecorder(self.temperature, effect)
+        self._signals = SignalRecorder(self.temperature, effect, has_dropout(self.model))
         self._rollout_rewards: Tensor | None = None
         self._odometer: Odometer | None = None
         if getattr(entropy_control, "remeasure", False):
@@ -155,6 +161,12 @@ class EntropyControlMixin(_Trainer):
             mask = mask & output["tool_mask"].bool()
         signals = self._signals.heard(output) or self._signals.ask(self, output)
         sensitivity, response = signals.sensitivity, None
+        if (ratio := output.get("importance_sampling_ratio")) is not None:
+            # of vLLM's policy to ours, (B, T) or (B, 1): the loss multiplies tokens by it, and
+            # leaves out by 0 what lies too far off
+            trained = (mask & (ratio != 0)).any(1)
+            advantages = torch.where(trained, advantages, 0.0)
+            sensitivity = None if sensitivity is None else sensitivity * ratio
         if self._gradient is not None:
             sensitivity, response = self._differentiate(self._gradient, output, mask, signals)
         args = self.args
@@ -170,7 +182,8 @@ class EntropyControlMixin(_Trainer):
         )
         sums = self._gather(self._together(local.sums))
         if sums.total_tokens == 0:
-            # every completion was cut short and masked: nothing to measure, nothing to train on
+            # every completion was cut short and masked: nothing to measure, nothing to train on;
+            # token-level methods leave a batch alone that carries no mark of theirs
             self._log_kept([True] * len(sums))
             return
         assert self.entropy_control is not None
@@ -233,15 +246,31 @@ class EntropyControlMixin(_Trainer):
             columns = gather(columns.to(device)).cpu().double()
         rewards = self._rollout_rewards
         rows = torch.arange(len(columns))
+        gathered = {name: columns[:, index] for index, name in enumerate(names)}
+        by_rollout = getattr(self, "loss_type", None) in _MEAN_OF_ROLLOUTS
         return RolloutSums(
-            **{name: columns[:, index] for index, name in enumerate(names)},
+            **gathered,
             rewards=None if rewards is None else rewards.detach().cpu().double(),
             group=rows // self.num_generations,
-        )
+            token_weight=1 / gathered["tokens"].clamp(min=1) if by_rollout else None,
+        ).settled()
 
     def _log_kept(self, kept: list[bool | None]) -> None:
         """Fill the column `kept` of the completions table, row by row like TRL's own columns."""
         self._logs["extra"]["kept"].extend(kept)
+
+
+def _warn_of_memory(method: Any) -> None:
+    """Warn if a method has been in another trainer: it goes on with what it learnt there."""
+    if getattr(method, "_hosted", False):
+        warnings.warn(
+            f"{method!r} has been in another trainer and goes on with what it learnt there: its "
+            "start, gains and drift; make a new one for a new run",
+            EntropyControlWarning,
+            stacklevel=3,
+        )
+    with suppress(AttributeError):
+        method._hosted = True
 
 
 def _from_text(text: str) -> Any:

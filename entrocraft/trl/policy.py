@@ -6,11 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["TokenPolicy", "finish_logits", "inner_model"]
+__all__ = ["TokenPolicy", "finish_logits", "has_dropout", "inner_model"]
 
 _CHUNK_ELEMENTS = 2**24
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether two passes of this model in training mode differ: modules and attention are asked."""
+    modules = any(isinstance(part, _DropoutNd) and part.p > 0 for part in model.modules())
+    config = getattr(model, "config", None)
+    return modules or float(getattr(config, "attention_dropout", 0.0) or 0.0) > 0
 
 
 class TokenPolicy(nn.Module):

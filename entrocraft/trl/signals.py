@@ -56,11 +56,14 @@ class SignalRecorder:
     Args:
         temperature: sampling temperature, which TRL divides the logits by.
         level: effect level of the hosted method, or None.
+        dropout: whether the policy drops out in training. Then TRL's own pass is not listened to:
+            two passes that drop other units differ by more than an update does.
     """
 
-    def __init__(self, temperature: float, level: str | None) -> None:
+    def __init__(self, temperature: float, level: str | None, dropout: bool = False) -> None:
         self.temperature = temperature
         self.level = level
+        self.dropout = dropout
         self._open = False
         self._first: Signals | None = None
 
@@ -76,6 +79,7 @@ class SignalRecorder:
     def wants(self, trainer: Any, model: nn.Module) -> bool:
         """Whether to listen to this pass: the policy's, without gradients, the first."""
         policy = model is trainer.model or model is getattr(trainer, "model_wrapped", None)
+        policy = policy and not (self.dropout and model.training)
         return self._open and self._first is None and policy and not torch.is_grad_enabled()
 
     def record(self, trainer: Any, compute: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -76,7 +76,8 @@ class TokenHook:
             assert self._window is not None, "TRL's loss asked for entropies"
             total, count = trainer.accelerator.reduce(self._window, reduction="sum").tolist()
             self._window = None
-            apply_settings(trainer, self.method.stepped(total / max(count, 1.0)))
+            if count:
+                apply_settings(trainer, self.method.stepped(total / count))
         return loss
 
     @property
@@ -101,7 +102,7 @@ class TokenHook:
             out = (out[0], values, *out[2:])
         else:
             out = compute(*args, **kwargs)
-        if self.scope == "update":
+        if self.scope == "update" and _OLD_ENTROPIES in inputs:
             logprobs = out[0].detach()
             old = inputs.get("old_per_token_logps")
             inputs["advantages"] = self._reweigh(

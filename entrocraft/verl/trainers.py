@@ -47,6 +47,10 @@ _SEAMS = {
 }
 
 
+_OWN_BASELINE = ("grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "gpg")
+"""verl's estimators whose advantages are rewards less a mean over the prompt's rollouts."""
+
+
 def check_seams(trainer: type) -> None:
     """Refuse a verl whose trainer has other methods than those that are overridden here.
 
@@ -100,9 +104,13 @@ class EntropyControlMixin(_Trainer):
         )
         super().fit(agent_loop_manager)
 
+    @property
+    def _actor(self) -> Any:
+        return self.config.actor_rollout_ref.actor
+
     def _usual_steps(self) -> float:
         """Optimiser steps of a training step, as configured."""
-        actor = self.config.actor_rollout_ref.actor
+        actor = self._actor
         return self.config.data.train_batch_size / actor.ppo_mini_batch_size * actor.ppo_epochs
 
     # What verl measures ---------------------------------------------------------------------
@@ -192,6 +200,9 @@ class EntropyControlMixin(_Trainer):
         rollouts = Trajectories(rows)
         if not bool(rows.mask[rollouts.real].any()):
             return batch  # nothing to measure, nothing to train on
+        if self._prompts_own_baseline(rollouts):
+            rollouts = rollouts.settled()
+            rows = rollouts.rows
         sums = rollouts.sums()
         decision = self.entropy_control.decide(
             sums,
@@ -209,6 +220,14 @@ class EntropyControlMixin(_Trainer):
         metrics.update(decision.metrics)
         self._before = rollouts, rollouts.trained(advantages)
         return batch
+
+    def _prompts_own_baseline(self, rollouts: Trajectories) -> bool:
+        """Whether rewards that are alike within a prompt make advantages of 0."""
+        estimator = self.config.algorithm.adv_estimator
+        if estimator not in _OWN_BASELINE or self.config.algorithm.use_kl_in_reward:
+            return False
+        # but for grpo verl gives each row of a rollout a reward and an advantage of its own
+        return estimator == "grpo" or len(rollouts) == int(rollouts.real.sum())
 
     def _rows(self, batch: Any) -> tuple[Rows, Tensor]:
         """Read the batch; also verl's nested response mask, which gives rows their lengths."""
@@ -237,6 +256,7 @@ class EntropyControlMixin(_Trainer):
             entropies=measured["entropies"].float(),
             sensitivity=measured["sensitivity"].float() if "sensitivity" in measured else None,
             rewards=_padded(data["rm_scores"]).float().sum(1),
+            mean_of_rows=self._actor.loss_agg_mode == "seq-mean-token-mean",
         )
         return rows, nested_mask
 
@@ -264,7 +284,7 @@ class EntropyControlMixin(_Trainer):
 
     def _steps_of(self, batch: Any) -> float:
         """Optimiser steps that the actor makes of a batch."""
-        actor = self.config.actor_rollout_ref.actor
+        actor = self._actor
         rows = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
         return len(batch) / rows * actor.ppo_epochs
 
