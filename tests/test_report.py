@@ -24,6 +24,7 @@ from entrocraft.report import (
     group_summaries,
     group_table,
     load_run,
+    load_runs,
     render_table,
     reward_figure,
     save_png,
@@ -111,6 +112,29 @@ def test_load_columns_with_nan_where_a_key_is_missing(tmp_path):
     assert run.ks == [1, 4]
 
 
+def test_runs_with_other_settings_are_no_seeds_of_one_method(tmp_path):
+    def made(place, seed, **config):
+        return write_run(tmp_path / place, records(), name="tilt", seed=seed, **config)
+
+    def names(*places):
+        return [(run.name, run.group) for run in load_runs(places)]
+
+    a, b = made("a", 0, steps=30, output="a"), made("b", 1, steps=30, output="b", command="x")
+    assert names(a, b) == [("tilt", "tilt")] * 2
+    longer = made("longer", 0, steps=60)
+    found = names(a, b, longer)
+    assert found[0] == ("tilt, steps=30 seed0", "tilt, steps=30")
+    assert found[1] == ("tilt, steps=30 seed1", "tilt, steps=30")
+    assert found[2] == ("tilt, steps=60 seed0", "tilt, steps=60")
+    twin = made("twin", 0, steps=30)
+    assert [name for name, _ in names(a, twin)] == [f"tilt ({a})", f"tilt ({twin})"]
+    with pytest.raises(RunError, match="is given twice"):
+        load_runs([a, tmp_path / "b" / ".." / "a"])
+    page = write_report([a, longer], tmp_path / "both").read_text()
+    assert "steps=60" in page
+    assert "over 2 seeds" not in page
+
+
 def test_cut_off_last_line_is_left_out_and_noted(tmp_path):
     text = '{"step": 1, "reward": 0.5}\n{"step": 2, "rew'
     run = load_run(write_run(tmp_path, text))
@@ -125,6 +149,8 @@ def test_cut_off_last_line_is_left_out_and_noted(tmp_path):
         ('{"step": 1, "reward": 1}\n[1, 2]\n', ["line 2", '"step"']),
         ('{"reward": 1}\n', ["line 1", '"step"']),
         ('{"step": 1.5}\n', ["line 1", '"step"']),
+        ('{"step": 1e300}\n', ["line 1", '"step"']),
+        ('{"step": -1}\n', ["line 1", '"step"']),
         ('{"step": NaN}\n', ["line 1", '"step"']),
         ('{"step": Infinity}\n', ["line 1", '"step"']),
         ('{"step": 1, "reward": "high"}\n', ["line 1", "reward", "number"]),

@@ -154,12 +154,104 @@ def test_bad_input_says_what_to_change_and_leaves_the_run_alone(home, tmp_path, 
         (["--model", str(tmp_path / "none"), "--output", str(tmp_path / "w")], "none"),
         (["--chat", "true", "--output", str(tmp_path / "v")], "chat template"),
         (["--task.name", "sudoku", "--output", str(tmp_path / "u")], "sudoku"),
+        (
+            ["--control.schedule", "0.4"],
+            "with control.schedule='linear(initial, 0.6*initial, 150)'",
+        ),
+        (["--output", file], "cannot be made a directory (File exists); choose another one"),
     ]
     for flags, expected in cases:
         capsys.readouterr()
         assert main(["train", file, *flags]) == 1, flags
         assert expected in capsys.readouterr().err, flags
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"micro_batch": -2}, "micro_batch is -2; use at least 1"),
+        ({"save_every": -5}, "save_every is -5; use at least 0"),
+        ({"task": {"train_size": 0}}, "task.train_size is 0; use at least 1"),
+        ({"task": {"train_size": 31}}, "task.train_size is 31, fewer than the 32 prompts"),
+        ({"evaluation": {"samples": 0}}, "evaluation.samples is 0; use at least 1"),
+        ({"evaluation": {"batch_size": 0}}, "evaluation.batch_size is 0; use at least 1"),
+        ({"evaluation": {"probe_every": -1}}, "evaluation.probe_every is -1; use at least 0"),
+    ],
+)
+def test_numbers_are_checked_by_their_keys(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_mapping(TrainConfig, wrong)
+
+
+@pytest.mark.parametrize("warm_start", ["{stps: 3}", "{task: {name: countdown}}"])
+def test_a_wrong_warm_start_is_named(tmp_path, capsys, warm_start):
+    flags = ["--warm_start", warm_start, "--output", str(tmp_path), "--cache_dir", str(tmp_path)]
+    assert main(["train", *flags]) == 1
+    assert "entrocraft train: " in capsys.readouterr().err
+
+
+def test_a_run_goes_on_to_more_steps(home, tmp_path, capsys):
+    values = keys(home, tmp_path / "run", steps=2)
+    file = config_file(tmp_path / "c.yaml", values)
+    assert main(["train", file]) == 0
+    capsys.readouterr()
+    assert main(["train", file, "--name", "renamed"]) == 0
+    assert "nothing is trained. More steps go on from its end" in capsys.readouterr().out
+    first = records(tmp_path / "run")
+    assert main(["train", file, "--steps", "4"]) == 0
+    assert [row["step"] for row in records(tmp_path / "run")] == [0, 1, 2, 3, 4]
+    assert records(tmp_path / "run")[:2] == first[:2]
+    assert main(["train", file, "--steps", "3"]) == 1
+    assert "steps=4, now asked for steps=3" in capsys.readouterr().err
+
+
+def test_a_damaged_directory_is_told_about(home, tmp_path, capsys):
+    out = tmp_path / "run"
+    file = config_file(tmp_path / "c.yaml", keys(home, out, steps=1))
+    assert main(["train", file]) == 0
+    with (out / "metrics.jsonl").open("a") as lines:
+        lines.write('{"stp": 3}\n3\n')
+    assert [row["step"] for row in records(out)] == [0, 1]
+    for text in ("x: [", "- 1", None):
+        if text is None:
+            (out / "config.yaml").unlink()
+        else:
+            (out / "config.yaml").write_text(text)
+        assert main(["train", file]) == 1
+        error = capsys.readouterr().err
+        assert str(out) in error
+        assert "choose another output, or set resume=false" in error
+
+
+def test_ctrl_c_says_where_the_run_goes_on(home, tmp_path, capsys, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    file = config_file(tmp_path / "c.yaml", keys(home, tmp_path / "run", steps=3))
+    monkeypatch.setattr("entrocraft.training.run.train", stop)
+    assert main(["train", file]) == 130
+    assert "no checkpoint was written yet (save_every), the same" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["train", file]) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-3")
+    monkeypatch.setattr("entrocraft.training.run.train", stop)
+    for flags, words in (
+        ([], "the same command goes on from step 2"),
+        (["--resume", "false"], "the same command without resume=false goes on from step 2"),
+    ):
+        assert main(["train", file, *flags]) == 130
+        assert words in capsys.readouterr().err
+
+
+def test_training_that_ends_early_is_an_error(home, tmp_path, capsys, monkeypatch):
+    def nothing(self, *args, **kwargs):
+        self.state.global_step = 1
+
+    monkeypatch.setattr("entrocraft.trl.GRPOTrainer.train", nothing)
+    file = config_file(tmp_path / "c.yaml", keys(home, tmp_path / "run", steps=3))
+    assert main(["train", file]) == 1
+    assert "training ended at step 1 of 3" in capsys.readouterr().err
 
 
 def test_compare_runs_what_is_missing_and_reports_together(home, tmp_path, capsys):
@@ -241,6 +333,8 @@ def test_resume_false_starts_over_and_leaves_nothing_of_the_old_run(home, tmp_pa
     assert [row["step"] for row in records(out)] == [0, 1, 2, 3]
     steps = {path.name for path in (out / "checkpoints").glob("checkpoint-*")}
     assert steps == {"checkpoint-2", "checkpoint-3"}
+    kept = read_records(out / "previous" / "metrics.jsonl")
+    assert [row["step"] for row in kept] == [0, 1, 2, 3, 4, 5, 6]
     # and the same command without the flag goes on with the new run, not with the old one
     assert main(["train", file, "--steps", "3"]) == 0
     assert [row["step"] for row in records(out)] == [0, 1, 2, 3]
@@ -278,10 +372,31 @@ def test_compare_refuses_cells_of_another_config(home, tmp_path, capsys):
     values["base"] = base | {"learning_rate": 0.01}
     capsys.readouterr()
     assert main(["compare", config_file(tmp_path / "compare.yaml", values)]) == 1
-    assert "learning_rate" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "learning_rate" in error
+    assert f"delete {tmp_path / 'c' / 'cells' / 'tilt-seed0'} to train it anew" in error
     assert (tmp_path / "c" / "results.json").read_text() == before
     with pytest.raises(ValueError, match="becomes a directory"):
         CompareConfig(methods={"a/b": {}})
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_terminated_takes_its_runs_along(home, tmp_path):
+    base = {k: v for k, v in keys(home, tmp_path).items() if k != "output"} | {"steps": 500}
+    values = {"output": str(tmp_path / "c"), "methods": {"tilt": {}}, "base": base}
+    file = config_file(tmp_path / "compare.yaml", values)
+    command = [sys.executable, "-m", "entrocraft", "compare", file]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    cell = tmp_path / "c" / "cells" / "tilt-seed0"
+    deadline = time.monotonic() + 120
+    while not read_records(cell / "metrics.jsonl"):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    with RunDirectory(cell).locked():  # nobody trains there any more
+        assert len(read_records(cell / "metrics.jsonl")) < 500
 
 
 @pytest.mark.slow

@@ -109,6 +109,9 @@ def test_methods_have_seeds_and_trials_of_their_own():
     [
         ({"seeds": []}, "seeds of bonus are \\[\\]"),
         ({"seeds": [1, 1]}, "seeds of bonus are \\[1, 1\\]; name each once"),
+        ({"seeds": 3}, "methods.bonus.seeds is 3; give a list"),
+        ({"seed": 3}, "methods.bonus.seed is 3; a comparison sets it itself"),
+        ({"output": "x"}, "methods.bonus.output is 'x'; a comparison sets it itself"),
         ({"seeds": [1000]}, "tuning.seed is 1000, which bonus is compared on"),
         ({"tune": {"a": [1], "b": [2]}}, "give one key with the values to try"),
         ({"tune": {"a": 3}}, "give one key with the values to try"),
@@ -120,6 +123,12 @@ def test_trials_that_make_no_sense_are_refused(changes, message):
     methods = COMPARISON["methods"]
     with pytest.raises(ValueError, match=message):
         CompareConfig(methods=methods | {"bonus": methods["bonus"] | changes})
+
+
+def test_a_wrong_key_is_told_with_its_method():
+    config = CompareConfig(methods={"good": {}, "odd": {"control": {"rul": "tilt"}}})
+    with pytest.raises(ValueError, match=r"the method odd: .*'rul'"):
+        config.cells()
 
 
 def test_the_best_value_is_chosen():

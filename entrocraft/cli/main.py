@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"entrocraft {name}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"entrocraft {name}: stopped; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        known = str(stop) or "the same command goes on from here"
+        print(f"entrocraft {name}: stopped; {known}", file=sys.stderr)
         return 130
     return 0

@@ -25,7 +25,7 @@ def run(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from rich.console import Console
 
-    from entrocraft.report import load_run, render_table, summarise, write_report
+    from entrocraft.report import load_runs, render_table, summarise, write_report
 
     runs = options.runs
     if options.output is None and len(runs) > 1:
@@ -33,5 +33,5 @@ def run(arguments: list[str]) -> None:
     output = options.output or runs[0]
     page = write_report(runs, output)
     console = Console()
-    console.print(render_table([summarise(load_run(run)) for run in runs]))
+    console.print(render_table([summarise(run) for run in load_runs(runs)]))
     console.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from entrocraft.report.intervals import Spread
     from entrocraft.report.page import write_report
-    from entrocraft.report.runs import Run, RunError, load_run
+    from entrocraft.report.runs import Run, RunError, load_run, load_runs
     from entrocraft.report.summary import PassAtK, Summary, describe, summarise, verdict
     from entrocraft.report.svg import save_png, to_svg
     from entrocraft.report.table import render_table
@@ -48,6 +48,7 @@ _HOME = {
     "group_summaries": "groups",
     "group_table": "groups",
     "load_run": "runs",
+    "load_runs": "runs",
     "render_table": "table",
     "reward_figure": "figures",
     "save_png": "svg",
@@ -74,6 +75,7 @@ __all__ = [
     "group_summaries",
     "group_table",
     "load_run",
+    "load_runs",
     "render_table",
     "reward_figure",
     "save_png",

@@ -23,7 +23,7 @@ from entrocraft.report.groups import (
     table_rows,
 )
 from entrocraft.report.intervals import ENOUGH
-from entrocraft.report.runs import Run, load_run
+from entrocraft.report.runs import Run, load_runs
 from entrocraft.report.summary import BURN_IN, FINAL_STEPS, Summary, describe, summarise
 from entrocraft.report.svg import save_png, to_svg
 
@@ -82,7 +82,7 @@ def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = Non
         raise ValueError(
             f"{len(run_dirs)} runs and no output directory; say where the shared report goes"
         )
-    runs = [load_run(path) for path in run_dirs]
+    runs = load_runs(run_dirs)
     summaries = [summarise(run) for run in runs]
     page = Path(run_dirs[0] if output is None else output)
     if page.suffix != ".html":

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ CONFIG_FILE = "config.yaml"
 
 _PASS = re.compile(r"eval/pass@(\d+)")
 _SEED_SUFFIX = re.compile(r"(?:^|[-_ ./])(?:seed|s)[-_=]?(\d+)$", re.IGNORECASE)
+_LARGEST_STEP = 2**53
+_NO_SETTINGS = ("seed", "name", "output", "command", "resume", "cache_dir", "save_every")
+_SHOWN_KEYS = 2
 _READ_BY_THE_REPORT = ("reward", "seconds", "entropy/", "eval/")
 
 
@@ -168,12 +172,65 @@ def load_run(path: str | Path) -> Run:
     return Run(path, name, config, np.array(steps, dtype=int), metrics, notes)
 
 
+def load_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """Load several runs for one report; runs share a group only if nothing but the seed differs.
+
+    Runs of one name with other settings get these into their names, as in "tilt, steps=30"; runs
+    of the same settings and seed get their directories.
+
+    Raises:
+        RunError: a run cannot be read, or is given twice; see `load_run`.
+    """
+    places = [Path(path).resolve() for path in paths]
+    for place in places:
+        if places.count(place) > 1:
+            raise RunError(f"{place} is given twice; give each run once")
+    runs = [load_run(path) for path in paths]
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    for name, members in groups.items():
+        _tell_apart(name, members)
+    return runs
+
+
+def _tell_apart(group: str, runs: list[Run]) -> None:
+    settings = [_settings(run.config) for run in runs]
+    keys = dict.fromkeys(key for known in settings for key in known)
+    other = [key for key in keys if len({str(known.get(key)) for known in settings}) > 1]
+    if other:
+        for run, known in zip(runs, settings, strict=True):
+            shown = [f"{key.rpartition('.')[2]}={known.get(key)}" for key in other[:_SHOWN_KEYS]]
+            seed = "" if run.seed is None else f" seed{run.seed}"
+            run.name = f"{', '.join([group, *shown])}{seed}"
+    named: dict[tuple[str, int | None], list[Run]] = {}
+    for run in runs:
+        if run.seed is not None:
+            named.setdefault((run.group, run.seed), []).append(run)
+    for same in named.values():
+        for run in same if len(same) > 1 else []:
+            run.name = f"{run.group} ({run.path})"
+
+
+def _settings(config: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """What makes an experiment, as one level of dotted keys: all but seed, names and places."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= _settings(value, f"{before}{key}.")
+        elif before or key not in _NO_SETTINGS:
+            found[f"{before}{key}"] = value
+    return found
+
+
 def _read_config(file: Path, notes: list[str]) -> dict[str, Any]:
     if not file.is_file():
         notes.append(f"There is no {CONFIG_FILE}, so name and method are guesses.")
         return {}
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise RunError(f"{file} is not UTF-8 text; correct or remove the file") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}, line {mark.line + 1}" if mark else str(file)
@@ -215,8 +272,9 @@ def _read_records(file: Path, notes: list[str]) -> dict[int, dict[str, float]]:
 
 
 def _parse_record(record: Any, where: str, line: str) -> tuple[int, dict[str, float]]:
-    step = record.get("step") if isinstance(record, dict) else None
-    if isinstance(step, bool) or not isinstance(step, (int, float)) or step != step // 1:
+    step: Any = record.get("step") if isinstance(record, dict) else None
+    known = isinstance(step, (int, float)) and not isinstance(step, bool)
+    if not known or step != step // 1 or not 0 <= step < _LARGEST_STEP:
         raise RunError(
             f'{where}: expected an object with a whole "step", got {_excerpt(line)}; '
             "delete the line or add its step"

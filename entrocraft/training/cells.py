@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +48,8 @@ class Cell:
         Raises:
             ValueError: the directory holds a run of another config.
         """
-        done = RunDirectory(self.directory).finished(self.config)
+        remedy = f"delete {self.directory} to train it anew, or choose another output"
+        done = RunDirectory(self.directory).finished(self.config, remedy)
         return done and (self.directory / "report.html").exists()
 
     def start(self, threads: int) -> subprocess.Popen[bytes]:
@@ -74,7 +79,8 @@ def run_cells(
 
     waiting, failed = list(cells), []
     running: dict[str, tuple[Cell, subprocess.Popen[bytes]]] = {}
-    with CellsProgress([(cell.title, cell.config.steps) for cell in cells], console) as progress:
+    shown = CellsProgress([(cell.title, cell.config.steps) for cell in cells], console)
+    with _stopped_by_a_signal(), shown as progress:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -95,3 +101,20 @@ def run_cells(
             for _, process in running.values():
                 process.wait()
     return failed
+
+
+@contextmanager
+def _stopped_by_a_signal() -> Iterator[None]:
+    """Let SIGTERM, which batch systems send, stop the runs too, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -60,6 +60,16 @@ class CompareConfig:
         if not self.methods or not self.seeds:
             raise ValueError("a comparison needs at least one method and one seed")
         for name, keys in self.methods.items():
+            for key in ("seed", "output", "name"):
+                if key in (keys or {}):
+                    raise ValueError(
+                        f"methods.{name}.{key} is {keys[key]!r}; a comparison sets it itself: use "
+                        "seeds, the comparison's output and the method's own name"
+                    )
+            if not isinstance(self._seeds(name), list):
+                raise ValueError(
+                    f"methods.{name}.seeds is {self._seeds(name)!r}; give a list, e.g. [0, 1, 2]"
+                )
             tune, seeds = Tune.of(name, keys), self._seeds(name)
             for part in [name, *(str(value) for value in (tune.values if tune else []))]:
                 if not re.fullmatch(r"[\w .,+()-]{1,60}", part):
@@ -115,7 +125,10 @@ class CompareConfig:
 
     def _cell(self, title: str, changes: dict[str, Any], seed: int, directory: Path) -> Cell:
         keys = merge(self.base, changes) | {"name": title, "seed": seed, "output": str(directory)}
-        return Cell(directory, config_from_mapping(TrainConfig, keys))
+        try:
+            return Cell(directory, config_from_mapping(TrainConfig, keys))
+        except ValueError as error:
+            raise ValueError(f"the method {title}: {error}") from error
 
     def _seeds(self, name: str) -> list[int]:
         return self.methods[name].get("seeds", self.seeds)

@@ -32,6 +32,9 @@ class TaskConfig:
     options: dict[str, Any] = field(default_factory=dict)
     train_size: int = 3000
 
+    def __post_init__(self) -> None:
+        _at_least(1, self, "task.", ["train_size"])
+
 
 @dataclass
 class EvaluationConfig:
@@ -52,6 +55,10 @@ class EvaluationConfig:
     prompts: int = 128
     samples: int = 8
     batch_size: int = 1024
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "evaluation.", ["probe_every", "every"])
+        _at_least(1, self, "evaluation.", ["probe_prompts", "prompts", "samples", "batch_size"])
 
 
 @dataclass
@@ -83,7 +90,7 @@ class TrainConfig:
         save_every: optimiser steps between checkpoints, rounded up to whole rollout batches; 0
             keeps only the last state.
         resume: go on from the last checkpoint in `output`, if there is one; false starts over and
-            removes what is there.
+            moves what is there into its folder previous/.
         task: what to train on.
         control: which entropy curve, and by which rule.
         evaluation: when and on what the policy is measured.
@@ -116,9 +123,14 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts", "generations", "updates", "max_completion_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; use at least 1")
+        counts = ["steps", "prompts", "generations", "updates", "max_completion_length"]
+        _at_least(1, self, "", counts if self.micro_batch is None else [*counts, "micro_batch"])
+        _at_least(0, self, "", ["save_every"])
+        if self.task.train_size < self.prompts:
+            raise ValueError(
+                f"task.train_size is {self.task.train_size}, fewer than the {self.prompts} prompts "
+                "of a batch; raise it, or lower prompts"
+            )
         if self.generations < 2:
             raise ValueError(
                 f"generations is {self.generations}; {self.algorithm} compares the rollouts of a "
@@ -147,3 +159,9 @@ class TrainConfig:
             return str(value) if isinstance(value, Path) else value
 
         return plain(dataclasses.asdict(self)) | {"name": self.title}
+
+
+def _at_least(least: int, config: Any, section: str, names: list[str]) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{section}{name} is {getattr(config, name)}; use at least {least}")

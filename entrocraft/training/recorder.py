@@ -35,14 +35,16 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read the whole records of a metrics file; a last line that a kill cut short is left out."""
+    """Read the whole records of a metrics file; a line that a kill cut short is left out."""
     records = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
     return records
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,14 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
             finished = config.resume and directory.finished(config)
             trainer_arguments(config, processes.num_processes)  # its errors cost no warm start
             path = prepare_model(config, console)
-        if not finished:
+        if finished:
+            console.print(
+                f"{directory.path} holds this run, whole; nothing is trained. More steps go on "
+                "from its end, resume=false starts over",
+                soft_wrap=True,
+                highlight=False,
+            )
+        else:
             _train(config, directory, path, processes.is_main_process, console)
         if processes.is_main_process:
             write_report([directory.path], directory.path)
@@ -55,9 +63,15 @@ def prepare_model(config: TrainConfig, console: Console | None = None) -> str:
     """Return the model's directory or hub name; the tiny model is made if it is not cached."""
     if config.model != TINY:
         return config.model
-    settings = WarmStartConfig.for_task(
-        config.task.name, **{"task_options": config.task.options, **config.warm_start}
-    )
+    try:
+        settings = WarmStartConfig.for_task(
+            config.task.name, **{"task_options": config.task.options, **config.warm_start}
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"warm_start is {config.warm_start}; its keys are "
+            f"{', '.join(field.name for field in fields(WarmStartConfig))} ({error})"
+        ) from error
     with progress_bar(console=console) as progress:
         return str(warm_start(settings, config.cache_dir, progress))
 
@@ -83,3 +97,8 @@ def _train(
     [checkpoint] = broadcast_object_list([checkpoint])
     with progress:
         trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step < config.steps:
+        raise RuntimeError(
+            f"training ended at step {trainer.state.global_step} of {config.steps}: the trainer "
+            "found no more data; look at its messages"
+        )
