@@ -52,4 +52,4 @@ def test_without_verl_its_adapter_says_what_to_install(code):
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "entrocraft.verl needs verl" in done.stderr
-    assert "pip install 'entrocraft[verl]'" in done.stderr
+    assert "install entrocraft with its extra [verl]" in done.stderr

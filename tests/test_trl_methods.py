@@ -355,7 +355,7 @@ def test_every_method_trains_and_resumes_exactly(name, tmp_path):
     [n for n in AVAILABLE if issubclass(PEERS[n], TokenPeer) or n == "aent"],
 )
 def test_batches_without_any_token_change_no_memory(name):
-    method = get_method(name, *([2.5] if METHODS[name].follows else []))
+    method = get_method(name, *([2.5] if PEERS[name].follows else []))
     trainer = make_trainer(
         entropy_control=method,
         mask_truncated_completions=True,
