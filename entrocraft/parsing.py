@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 
-__all__ = ["config_from_arguments", "config_from_mapping"]
+__all__ = ["config_from_arguments", "config_from_mapping", "flat_keys"]
 
 Config = TypeVar("Config")
 
@@ -41,6 +41,21 @@ def config_from_mapping(config_class: type[Config], keys: dict[str, Any]) -> Con
         return _instantiate(config_class, parser, parser.parse_object(keys))
     except ArgumentError as error:
         raise ValueError(str(error)) from error
+
+
+def flat_keys(keys: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested keys as one level of dotted ones.
+
+    >>> flat_keys({"steps": 3, "control": {"rule": "tilt", "options": {}}})
+    {'steps': 3, 'control.rule': 'tilt', 'control.options': {}}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in keys.items():
+        if isinstance(value, dict) and value:
+            flat |= flat_keys(value, f"{before}{key}.")
+        else:
+            flat[f"{before}{key}"] = value
+    return flat
 
 
 def _parser(config_class: type, **options: Any) -> ArgumentParser:

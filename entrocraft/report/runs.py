@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from entrocraft.methods import METHODS, follows_target
+from entrocraft.parsing import flat_keys
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
@@ -212,15 +213,9 @@ def _tell_apart(group: str, runs: list[Run]) -> None:
             run.name = f"{run.group} ({run.path})"
 
 
-def _settings(config: dict[str, Any], before: str = "") -> dict[str, Any]:
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """What makes an experiment, as one level of dotted keys: all but seed, names and places."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            found |= _settings(value, f"{before}{key}.")
-        elif before or key not in _NO_SETTINGS:
-            found[f"{before}{key}"] = value
-    return found
+    return flat_keys({key: config[key] for key in config if key not in _NO_SETTINGS})
 
 
 def _read_config(file: Path, notes: list[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from entrocraft.parsing import flat_keys
 from entrocraft.training.config import TrainConfig
 from entrocraft.training.recorder import read_records
 
@@ -76,7 +77,7 @@ class RunDirectory:
         """
         if not (read_records(self.metrics) or self.last_checkpoint()):
             return
-        theirs, mine = _flat(self._read_config(remedy)), _flat(config.as_dict())
+        theirs, mine = flat_keys(self._read_config(remedy)), flat_keys(config.as_dict())
         for key in mine | theirs:
             if key.partition(".")[0] in (*_FREE, "command") or theirs.get(key) == mine.get(key):
                 continue
@@ -141,14 +142,3 @@ class RunDirectory:
         evaluation = config.evaluation
         last = config.steps if evaluation.probe_every or evaluation.every else config.steps - 1
         return bool(records) and records[-1]["step"] >= last
-
-
-def _flat(keys: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested keys as one level of dotted ones."""
-    flat: dict[str, Any] = {}
-    for key, value in keys.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{before}{key}.")
-        else:
-            flat[f"{before}{key}"] = value
-    return flat
