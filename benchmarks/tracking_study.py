@@ -154,8 +154,10 @@ class Study:
         name = entry.method
         if self.follows(name):
             name += f"-{entry.schedule}"
+        keys = self.keys(entry)
+        seed = keys.pop("seed")
         try:
-            [cell] = CompareConfig(runs, {name: self.keys(entry)}, [entry.seed]).cells()
+            [cell] = CompareConfig(runs, {name: keys}, [seed]).cells()
         except ValueError as error:
             raise ValueError(f"{entry.key}: {error}") from error
         return cell
