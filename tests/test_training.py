@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ import yaml
 from training_runs import config_file, keys, make_home
 
 from entrocraft.cli import main
+from entrocraft.models import WarmStartConfig
 from entrocraft.parsing import config_from_mapping
 from entrocraft.training.comparison import CompareConfig
 from entrocraft.training.config import TrainConfig
 from entrocraft.training.directory import RunDirectory
 from entrocraft.training.recorder import read_records
+from entrocraft.training.run import prepare_model
 from entrocraft.training.trainer import trainer_arguments
 
 WALL = ("seconds",)
@@ -184,11 +187,28 @@ def test_numbers_are_checked_by_their_keys(wrong, message):
         config_from_mapping(TrainConfig, wrong)
 
 
-@pytest.mark.parametrize("warm_start", ["{stps: 3}", "{task: {name: countdown}}"])
-def test_a_wrong_warm_start_is_named(tmp_path, capsys, warm_start):
-    flags = ["--warm_start", warm_start, "--output", str(tmp_path), "--cache_dir", str(tmp_path)]
-    assert main(["train", *flags]) == 1
-    assert "entrocraft train: " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--warm_start", "{stps: 3}"], "warm_start is {'stps': 3}: "),
+        (["--warm_start", "{reasoner: {layer: 1}}"], "warm_start is {'reasoner': {'layer': 1}}: "),
+        (["--warm_start", "{steps: 0}"], "steps=0; use at least 1"),
+        (["--task.options", "{max_value: many}"], "the options {'max_value': 'many'} of task"),
+    ],
+)
+def test_wrong_keys_of_warm_start_and_task_are_named(tmp_path, capsys, flags, message):
+    places = ["--output", str(tmp_path), "--cache_dir", str(tmp_path)]
+    assert main(["train", *flags, *places]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_part_of_the_warm_starts_shape_can_be_changed(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("entrocraft.training.run.warm_start", lambda *args: seen.append(args[0]))
+    config = TrainConfig(warm_start={"reasoner": {"layers": 1}, "steps": 7})
+    prepare_model(config)
+    usual = WarmStartConfig.for_task("countdown")
+    assert seen == [replace(usual, steps=7, reasoner=replace(usual.reasoner, layers=1))]
 
 
 def test_a_run_goes_on_to_more_steps(home, tmp_path, capsys):

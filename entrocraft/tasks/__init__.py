@@ -50,4 +50,7 @@ def get_task(name: str, **options: Any) -> Task:
             raise ValueError(
                 f"unknown option {option!r} of task {name!r}; its options are {', '.join(known)}"
             )
-    return TASKS[name](**options)
+    try:
+        return TASKS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"the options {options} of task {name!r} do not fit: {error}") from error

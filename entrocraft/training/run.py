@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from entrocraft.models import WarmStartConfig, load_model, progress_bar, warm_start
+from entrocraft.parsing import config_from_mapping
 from entrocraft.report import write_report
 from entrocraft.tasks import get_task
 from entrocraft.tasks.prompts import speaks_chat
@@ -23,6 +24,7 @@ from entrocraft.training.measurements import measurements
 from entrocraft.training.progress import RunProgress
 from entrocraft.training.recorder import Recorder
 from entrocraft.training.trainer import build_trainer, trainer_arguments
+from entrocraft.training.tuning import merge
 
 __all__ = ["prepare_model", "train"]
 
@@ -63,15 +65,13 @@ def prepare_model(config: TrainConfig, console: Console | None = None) -> str:
     """Return the model's directory or hub name; the tiny model is made if it is not cached."""
     if config.model != TINY:
         return config.model
-    try:
-        settings = WarmStartConfig.for_task(
-            config.task.name, **{"task_options": config.task.options, **config.warm_start}
-        )
-    except TypeError as error:
-        raise ValueError(
-            f"warm_start is {config.warm_start}; its keys are "
-            f"{', '.join(field.name for field in fields(WarmStartConfig))} ({error})"
-        ) from error
+    settings = WarmStartConfig.for_task(config.task.name, task_options=config.task.options)
+    if config.warm_start:
+        changed = merge(asdict(settings), config.warm_start)
+        try:
+            settings = config_from_mapping(WarmStartConfig, changed)
+        except ValueError as error:
+            raise ValueError(f"warm_start is {config.warm_start}: {error}") from error
     with progress_bar(console=console) as progress:
         return str(warm_start(settings, config.cache_dir, progress))
 
