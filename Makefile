@@ -39,6 +39,7 @@ tracking: $(VENV)/.ready
 
 peers: $(VENV)/.ready
 	$(BIN)/entrocraft compare benchmarks/peers.yaml
+	$(BIN)/entrocraft compare benchmarks/variants.yaml
 
 plant cost: $(VENV)/.ready
 	$(BIN)/python benchmarks/$@.py

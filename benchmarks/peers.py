@@ -1,11 +1,11 @@
-"""Tables of the peers' study, from the results.json of `entrocraft compare benchmarks/peers.yaml`.
+"""Tables of the peers' study and of tilt's options on the same work (variants.yaml).
 
-    python benchmarks/peers.py runs/peers/results.json   # print them as Markdown
+    python benchmarks/peers.py runs/peers/results.json   # those of an `entrocraft compare`, printed
     python benchmarks/peers.py --docs                    # the committed results, into docs/peers.md
-    python benchmarks/peers.py --figure                  # the same, docs/img/peers_tradeoff.png
+    python benchmarks/peers.py --figure                  # the peers, docs/img/peers_tradeoff.png
 
 From three seeds on a number is the interquartile mean with its 95 % bootstrap interval; of two it
-is the mean with the range. Time is relative to GRPO.
+is the mean with the range. Time is relative to GRPO, of the options to tilt.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from entrocraft.report.style import BLUE, INK, ORANGE, SHADE, SOFT, WIDE, empty_
 from entrocraft.report.style import style as drawing_style
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
+VARIANTS = RESULTS.with_name("variants.json")
 PAGE = Path(__file__).parent.parent / "docs" / "peers.md"
 FIGURE = PAGE.parent / "img" / "peers_tradeoff.png"
-REFERENCE = "GRPO"
+REFERENCES = ("GRPO", "tilt")
+"""Time is relative to the first of these that a comparison has."""
 COLLAPSED, EXPLODED = 0.5, 1.5
 """Entropy at the end over entropy at the start, below and above which the table says so."""
 
@@ -41,9 +43,17 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join([*blocks, f"Command: `{results['command']}`"])
 
 
+def page() -> str:
+    """Markdown of the committed results: the peers, then tilt's options."""
+    peers, variants = (json.loads(path.read_text()) for path in (RESULTS, VARIANTS))
+    heading = "### tilt's options on the same work"
+    return "\n\n".join([tables(peers), heading, tables(variants)])
+
+
 def _methods(rows: list[dict[str, Any]], tuning: dict[str, Any]) -> str:
     keys = pass_keys(rows)
-    [plain] = [row["seconds"]["centre"] for row in rows if row["group"] == REFERENCE]
+    seconds = {row["group"]: row["seconds"]["centre"] for row in rows}
+    plain = next(seconds[name] for name in REFERENCES if name in seconds)
     head = ["method", "seeds", "value", "tracking error, nats", "final reward", *keys]
     table = []
     for row in sorted(rows, key=lambda row: _centre(row["tracking_error"])):
@@ -155,8 +165,8 @@ def _scatter(axis: Axes, rows: list[dict[str, Any]], key: str) -> None:
                 ha="left" if side else "right",
                 va="center",
                 fontsize=8,
-                fontweight="bold" if name in ("tilt", REFERENCE) else "normal",
-                color=INK if name in ("tilt", REFERENCE) else SOFT,
+                fontweight="bold" if name in REFERENCES else "normal",
+                color=INK if name in REFERENCES else SOFT,
             )
     axis.tick_params(axis="y", pad=72)
 
@@ -173,11 +183,10 @@ def main() -> None:
         with drawing_style():
             draw(results["groups"]).savefig(FIGURE, dpi=160, facecolor="white")
         return
-    made = tables(results)
     if options.docs:
-        into_page(made, PAGE)
+        into_page(page(), PAGE)
     else:
-        print(made)
+        print(tables(results))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_tables_of_the_peers_study_are_its_results(tmp_path):
     copy = tmp_path / "peers.md"
     copy.write_text(page.read_text())
     results = json.loads(peers.RESULTS.read_text())
-    into_page(peers.tables(results), copy)
+    into_page(peers.page(), copy)
     assert page.read_text() == copy.read_text()
     with drawing_style():
         first, second = peers.draw(results["groups"]).axes
