@@ -84,15 +84,23 @@ def pass_keys(rows: list[dict[str, Any]]) -> list[str]:
 def _trials(tuning: dict[str, Any]) -> str:
     table = []
     for name, found in tuning.items():
+        trials = found.get("trials", {})
         values = [
-            f"{value}: {'failed' if error is None else f'{error:.4f}'}"
+            f"{value}: {_trial(error, trials.get(value))}"
             for value, error in found["tried"].items()
         ]
         table.append([name, _short(found["key"]), *values])
     widest = max(len(row) for row in table)
     rows = [row + [""] * (widest - len(row)) for row in table]
-    columns = ["value: tracking error, nats"] + [""] * (widest - 3)
+    columns = ["value: tracking error (entropy at the end), nats"] + [""] * (widest - 3)
     return markdown(["method", "key", *columns], rows)
+
+
+def _trial(error: float | None, numbers: dict[str, float] | None) -> str:
+    """Of one value; results of earlier versions have no more than the error."""
+    if error is None:
+        return "failed"
+    return f"{error:.4f}" + (f" ({numbers['entropy_end']:.2f})" if numbers else "")
 
 
 def number(spread: dict[str, Any] | None, digits: int = 2) -> str:

@@ -2,7 +2,8 @@
 
 A cell is one method with one seed: a training run of its own in a process of its own. All cells
 share the model, the problems and, for the same seed, the order of the prompts. A method may have
-values of one key tried first, on a seed of their own; its cells then use the best.
+values of one key tried first, on a seed of their own; its cells then use the best, once every
+value has been tried.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from entrocraft.training.config import TrainConfig
 from entrocraft.training.tuning import Tune, TuningConfig, merge
 
 __all__ = ["CompareConfig", "compare"]
+
+_TRIAL_NUMBERS = ("tracking_error", "final_reward", "entropy_start", "entropy_end")
 
 
 @dataclass
@@ -57,11 +60,12 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         self.output = Path(self.output)
+        self.methods = {name: keys or {} for name, keys in self.methods.items()}
         if not self.methods or not self.seeds:
             raise ValueError("a comparison needs at least one method and one seed")
         for name, keys in self.methods.items():
             for key in ("seed", "output", "name"):
-                if key in (keys or {}):
+                if key in keys:
                     raise ValueError(
                         f"methods.{name}.{key} is {keys[key]!r}; a comparison sets it itself: use "
                         "seeds, the comparison's output and the method's own name"
@@ -92,11 +96,12 @@ class CompareConfig:
         Args:
             chosen: name -> value of the key that the method has tried.
         """
+        chosen = chosen or {}
         found = []
         for seed in dict.fromkeys(seed for name in self.methods for seed in self._seeds(name)):
             for name in self.methods:
                 if seed in self._seeds(name):
-                    changes = self._changes(name, (chosen or {}).get(name))
+                    changes = self._changes(name, chosen)
                     directory = self.output / "cells" / f"{name}-seed{seed}"
                     found.append(self._cell(name, changes, seed, directory))
         return found
@@ -109,7 +114,7 @@ class CompareConfig:
                 found[name] = {
                     value: self._cell(
                         f"{name} {value}",
-                        self._changes(name, value),
+                        self._changes(name, {name: value}),
                         self.tuning.seed,
                         self.output / "tuning" / f"{name}-{value}",
                     )
@@ -117,11 +122,11 @@ class CompareConfig:
                 }
         return found
 
-    def _changes(self, name: str, value: Any) -> dict[str, Any]:
+    def _changes(self, name: str, chosen: dict[str, Any]) -> dict[str, Any]:
         keys = self.methods[name]
         own = {key: keys[key] for key in keys if key not in ("seeds", "tune")}
         tune = Tune.of(name, keys)
-        return own if tune is None or value is None else merge(own, tune.changes(value))
+        return merge(own, tune.changes(chosen[name])) if tune and name in chosen else own
 
     def _cell(self, title: str, changes: dict[str, Any], seed: int, directory: Path) -> Cell:
         keys = merge(self.base, changes) | {"name": title, "seed": seed, "output": str(directory)}
@@ -138,47 +143,101 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     """Run what is missing, then draw the common report; return its path.
 
     Raises:
+        ValueError: a run that could not start, be judged or go on; nothing was run.
         RuntimeError: runs that failed, with their logs; the finished ones are kept and reported. A
-            value whose trial failed is not chosen.
+            method with a failed trial is not compared before the same command has made it.
     """
     console = console or Console()
-    tuning, failed_trials = _tune(config, console)
-    cells = config.cells({name: found["chosen"] for name, found in tuning.items()})
+    _prepare_models(_check(config), console)
+    tuning, waiting = _tune(config, console)
+    chosen = {name: tuning[name]["chosen"] for name in tuning if name not in waiting}
+    cells = [cell for cell in config.cells(chosen) if cell.config.name not in waiting]
     failed = _run_missing(cells, config, "runs", console)
     finished = [cell for cell in cells if cell not in failed]
     if finished:
         _report(config, tuning, finished, console)
-    _complain(failed_trials + failed)
+    _complain([*(cell for trials in waiting.values() for cell in trials), *failed], list(waiting))
     return config.output / "report.html"
 
 
-def _tune(config: CompareConfig, console: Console) -> tuple[dict[str, dict[str, Any]], list[Cell]]:
+def _check(config: CompareConfig) -> list[Cell]:
+    """Return the runs that there may be, all of them able to start.
+
+    A method's cells have the value of its first trial: with the others they are as valid as the
+    trials that have these.
+
+    Raises:
+        ValueError: names the method and what to change.
+    """
+    from entrocraft.tasks import get_task
+    from entrocraft.training.trainer import trainer_arguments
+
+    trials = config.trials()
+    known = [cell for values in trials.values() for cell in values.values()]
+    for cell in known:
+        config.tuning.check(cell.config)
+    cells = config.cells({name: next(iter(values)) for name, values in trials.items()})
+    known += [cell for cell in cells if cell.config.name not in trials]
+    for cell in known:
+        try:
+            trainer_arguments(cell.config)
+            get_task(cell.config.task.name, **cell.config.task.options)
+        except ValueError as error:
+            raise ValueError(f"the method {cell.config.title}: {error}") from error
+        cell.finished()  # refuses a directory that holds another run
+    return known
+
+
+def _prepare_models(cells: list[Cell], console: Console) -> None:
+    """Make the models that the runs start from, each once."""
+    from entrocraft.training.run import prepare_model
+
+    for model in {json.dumps(_model_settings(cell.config)): cell.config for cell in cells}.values():
+        prepare_model(model, console)
+
+
+def _tune(
+    config: CompareConfig, console: Console
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[Cell]]]:
     """Run the trials; say what was tried, how each value did and which is best.
 
     Returns:
-        Findings by method, and the trial runs that failed.
-
-    Raises:
-        RuntimeError: every trial run of a method failed.
+        Findings by method, and the failed trials of the methods that have some: which of their
+        values is best is not known yet.
     """
     trials = config.trials()
     cells = [cell for values in trials.values() for cell in values.values()]
     failed = _run_missing(cells, config, "trial runs", console)
     by, seed = config.tuning.by, config.tuning.seed
-    tuning = {}
+    tuning, waiting = {}, {}
     for name, values in trials.items():
-        done = {value: cell for value, cell in values.items() if cell not in failed}
-        if not done:
-            _complain(failed)
-        numbers = {value: getattr(_summary(cell), by) for value, cell in done.items()}
+        done = {value: _summary(cell) for value, cell in values.items() if cell not in failed}
+        numbers = {value: getattr(summary, by) for value, summary in done.items()}
         tune = Tune.of(name, config.methods[name])
         assert tune is not None, "it has trials"
-        best = config.tuning.best(name, numbers)
         tried = {str(value): numbers.get(value) for value in values}
-        tuning[name] = {"key": tune.key, "by": by, "seed": seed, "tried": tried, "chosen": best}
-        shown = [f"{value}: {_shown(number)}" for value, number in tried.items()]
-        _say(console, f"{name}: {tune.key}={best} has the best {by} ({', '.join(shown)})")
-    return tuning, failed
+        shown = ", ".join(f"{value}: {_shown(number)}" for value, number in tried.items())
+        if missing := [cell for cell in values.values() if cell in failed]:
+            waiting[name] = missing
+            best = None
+            _say(console, f"{name} waits for its trials of {tune.key}; {by} so far: {shown}")
+        else:
+            best = config.tuning.best(name, numbers)
+            _say(console, f"{name}: {tune.key}={best} has the best {by} ({shown})")
+        tuning[name] = {
+            "key": tune.key,
+            "by": by,
+            "seed": seed,
+            "tried": tried,
+            "chosen": best,
+            "trials": {str(value): _trial_numbers(done.get(value)) for value in values},
+        }
+    return tuning, waiting
+
+
+def _trial_numbers(summary: Any) -> dict[str, float | None] | None:
+    """What a trial came to, also beside the number it is judged by; None if it failed."""
+    return None if summary is None else {key: getattr(summary, key) for key in _TRIAL_NUMBERS}
 
 
 def _shown(number: float | None) -> str:
@@ -189,10 +248,6 @@ def _run_missing(
     cells: list[Cell], config: CompareConfig, what: str, console: Console
 ) -> list[Cell]:
     """Run those of the cells that are not there; return those that failed."""
-    from entrocraft.training.run import prepare_model
-
-    for model in {json.dumps(_model_settings(cell.config)): cell.config for cell in cells}.values():
-        prepare_model(model, console)
     todo = [cell for cell in cells if not cell.finished()]
     if len(todo) < len(cells):
         there = f"{len(cells) - len(todo)} of {len(cells)} {what} are there already"
@@ -200,13 +255,19 @@ def _run_missing(
     return run_cells(todo, config.jobs, config.threads, console) if todo else []
 
 
-def _complain(failed: list[Cell]) -> None:
+def _complain(failed: list[Cell], waiting: list[str]) -> None:
     if failed:
         logs = "\n".join(f"  {cell.title}: {cell.directory / 'log.txt'}" for cell in failed)
-        raise RuntimeError(
+        message = (
             f"{len(failed)} of the runs failed; the others are kept, the same command tries these "
             f"again:\n{logs}"
         )
+        if waiting:
+            message += (
+                f"\nnot compared before their trials are there: {', '.join(waiting)}; take a value "
+                "that cannot run out of tune"
+            )
+        raise RuntimeError(message)
 
 
 def _report(

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from entrocraft.report.summary import BURN_IN
+from entrocraft.training.config import TrainConfig
+
 __all__ = ["Tune", "TuningConfig", "merge"]
 
 
@@ -21,6 +24,28 @@ class TuningConfig:
 
     seed: int = 1000
     by: Literal["tracking_error", "final_reward"] = "tracking_error"
+
+    def check(self, trial: TrainConfig) -> None:
+        """Refuse a trial run that will not have the number that is to judge it.
+
+        Raises:
+            ValueError: names the key to change.
+        """
+        if self.by != "tracking_error":
+            return
+        method: Any = trial.control.build(trial.seed)
+        if method.goal.schedule is None:
+            missing = "control.schedule is null; set a schedule"
+        elif not trial.evaluation.probe_every:
+            missing = "evaluation.probe_every is 0; probe, e.g. every 10 steps"
+        elif trial.steps <= BURN_IN:
+            missing = f"steps is {trial.steps}, and probes count after step {BURN_IN}; raise steps"
+        else:
+            return
+        raise ValueError(
+            f"tuning.by is tracking_error, which the trial {trial.title} will not have: {missing}, "
+            "or tuning.by to final_reward"
+        )
 
     def best(self, method: str, numbers: Mapping[Any, float | None]) -> Any:
         """Return the value whose number is best.
