@@ -54,7 +54,9 @@ def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
 
     Args:
         args: slime's; read are `advantage_estimator`, `calculate_per_token_loss`,
-            `context_parallel_size`, `num_steps_per_rollout`, `save` and `load`.
+            `context_parallel_size`, `normalize_advantages`, `use_opd`, `save`, `load`, and for the
+            clock `num_steps_per_rollout` or `global_batch_size`, `rollout_batch_size` and
+            `n_samples_per_prompt`.
         rollout_data: lists over samples: `rewards` (normalised over groups by slime), `log_probs`,
             `entropy` and `loss_masks` (one tensor each). Gets `advantages` and `returns`.
 
@@ -70,7 +72,7 @@ def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
     by_token = bool(getattr(args, "calculate_per_token_loss", False))
     weight = None if by_token else 1 / named["tokens"].clamp(min=1)
     sums = RolloutSums(**named, token_weight=weight)
-    steps = float(getattr(args, "num_steps_per_rollout", None) or 1)
+    steps = _steps(args)
     decision = method.decide(sums, step=round(_state["steps"]), optimiser_steps=steps)
     _state["steps"] += steps
     kept = decision.advantages[start : start + len(mine)]
@@ -121,6 +123,20 @@ def _method(args: Any) -> EntropyMethod:
     return method
 
 
+def _steps(args: Any) -> float:
+    """Optimiser steps that slime makes of a rollout batch."""
+    if steps := getattr(args, "num_steps_per_rollout", None):
+        return float(steps)
+    names = ("rollout_batch_size", "n_samples_per_prompt", "global_batch_size")
+    prompts, samples, batch = (getattr(args, name, None) for name in names)
+    if not (prompts and samples and batch):
+        raise ValueError(
+            "it is not known how many optimiser steps a rollout batch makes, by which the schedule "
+            "counts; set --num-steps-per-rollout or --global-batch-size"
+        )
+    return prompts * samples / batch
+
+
 def _sums(args: Any, data: dict[str, Any]) -> RolloutSums:
     if args.advantage_estimator not in _ESTIMATORS:
         raise ValueError(
@@ -132,6 +148,15 @@ def _sums(args: Any, data: dict[str, Any]) -> RolloutSums:
             f"context_parallel_size is {args.context_parallel_size}; a rank then sees a part of "
             "each sample only, which entropy control in slime does not put together: use 1"
         )
+    for name, harm in (
+        ("normalize_advantages", "whitens what this function returns"),
+        ("use_opd", "adds its own term to what this function returns"),
+    ):
+        if getattr(args, name, False):
+            raise ValueError(
+                f"{name} is set: slime {harm}, and rejected samples would be trained on; leave "
+                f"--{name.replace('_', '-')} out"
+            )
     if data.get("entropy") is None:
         raise ValueError("the batch has no entropies; start slime with --use-rollout-entropy")
     masks = [mask.bool() for mask in data["loss_masks"]]

@@ -71,6 +71,13 @@ def test_the_hook_gives_the_controllers_decisions(by_token):
     assert 0 < int((decision.weights == 0).sum()) < 24
 
 
+def test_the_clock_counts_the_optimiser_steps_of_a_global_batch_size(tmp_path):
+    sizes = {"rollout_batch_size": 4, "n_samples_per_prompt": 6, "global_batch_size": 8}
+    args = arguments(num_steps_per_rollout=None, save=str(tmp_path), **sizes)
+    slime.control_advantages(args, samples())
+    assert json.loads((tmp_path / "entrocraft.json").read_text())["optimiser_steps"] == 3
+
+
 def test_memory_goes_on_where_it_was(tmp_path):
     batches = [samples(seed) for seed in range(4)]
     decisions = list(expected(batches))
@@ -113,6 +120,9 @@ def test_two_ranks_take_one_decision(tmp_path):
         ("{rule: clip_b}", {}, "ENTROCRAFT.rule is 'clip_b'; slime hands over"),
         ("{schedule: '0.4'}", {"advantage_estimator": "ppo"}, "knows grpo, gspo, cispo"),
         ("{schedule: '0.4'}", {"context_parallel_size": 2}, "context_parallel_size is 2"),
+        ("{schedule: '0.4'}", {"normalize_advantages": True}, "slime whitens what this"),
+        ("{schedule: '0.4'}", {"use_opd": True}, "leave --use-opd out"),
+        ("{schedule: '0.4'}", {"num_steps_per_rollout": None}, "set --num-steps-per-rollout"),
     ],
 )
 def test_what_cannot_be_controlled_is_refused(monkeypatch, text, changes, message):
