@@ -146,11 +146,14 @@ def rollout_effects(sums: RolloutSums, level: str) -> Tensor:
         ValueError: an unknown level, or one that needs the batch's sensitivity and finds none.
     """
     weight = _token_weight(sums)
+    tokens, logprob = sums.advantage_tokens, sums.advantage_logprob
+    if tokens is None or logprob is None:
+        tokens, logprob = sums.tokens, sums.logprob
     if level == "sign":
-        sensitivity = -sums.tokens
+        sensitivity = -tokens
     elif level == "sampled":
         mean = (weight * sums.logprob).sum() / sums.total_tokens
-        sensitivity = -(sums.logprob - mean * sums.tokens)
+        sensitivity = -(logprob - mean * tokens)
     elif level in TOKEN_LEVELS:
         if sums.sensitivity is None:
             raise ValueError(

@@ -22,7 +22,12 @@ class RolloutSums:
 
     Every tensor is (B,) float64 except `group` ((B,) int64). `sensitivity` is None unless the
     effect level needs token sensitivities. `token_weight` is what the loss puts on each token of a
-    rollout, up to a common factor; None: the same on all.
+    rollout, up to a common factor; None: the same on all. `by_rollout` tells a loss that divides by
+    the number of rollouts from one that divides by the number of tokens.
+
+    Where advantages differ from token to token, `advantage_tokens` and `advantage_logprob` are
+    what `tokens` and `logprob` are with each token counted by its advantage over the rollout's;
+    None: they are alike.
     """
 
     advantages: Tensor
@@ -33,6 +38,9 @@ class RolloutSums:
     rewards: Tensor | None = None
     group: Tensor | None = None
     token_weight: Tensor | None = None
+    by_rollout: bool = False
+    advantage_tokens: Tensor | None = None
+    advantage_logprob: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.advantages)

@@ -67,11 +67,11 @@ def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
     local = _sums(args, rollout_data)
     mine = torch.stack([getattr(local, name) for name in _COLUMNS], dim=1)
     columns, start = _gathered(mine)
-    named = {name: columns[:, i] for i, name in enumerate(_COLUMNS)}
+    named: dict[str, Any] = {name: columns[:, i] for i, name in enumerate(_COLUMNS)}
     # slime's loss is a mean over samples of means over tokens unless it is told otherwise
     by_token = bool(getattr(args, "calculate_per_token_loss", False))
     weight = None if by_token else 1 / named["tokens"].clamp(min=1)
-    sums = RolloutSums(**named, token_weight=weight)
+    sums = RolloutSums(**named, token_weight=weight, by_rollout=not by_token)
     steps = _steps(args)
     decision = method.decide(sums, step=round(_state["steps"]), optimiser_steps=steps)
     _state["steps"] += steps

@@ -21,7 +21,8 @@ class TokenBatch:
 
     Attributes:
         step: optimiser steps taken before.
-        advantages: (b,), as decided for the rollout batch.
+        advantages: (b,), as decided for the rollout batch; (b, T) from a trainer in which they may
+            differ from token to token.
         mask: (b, T) bool, true on the policy's own response tokens.
         logprobs: (b, T), nats, of the sampled tokens under the present policy.
         old_logprobs: (b, T), under the policy at the start of the rollout batch's updates.
@@ -46,8 +47,9 @@ class TokenBatch:
 
     @property
     def token_advantages(self) -> Tensor:
-        """(b, T): every token has its rollout's advantage, tokens outside the mask have 0."""
-        return self.advantages[:, None] * self.mask
+        """(b, T): a token has its rollout's advantage or its own, 0 outside the mask."""
+        rows = self.advantages
+        return (rows if rows.ndim == 2 else rows[:, None]) * self.mask
 
     @property
     def ratio(self) -> Tensor:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,21 +15,30 @@ pytest.importorskip("verl", reason="verl is not installed")
 
 from omegaconf import OmegaConf
 from tensordict import TensorDict
+from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.trainer.ppo.v1.utils import MetricsAggregator
 from verl.utils import tensordict_utils
+from verl.workers.config import ActorConfig, OptimizerConfig, PolicyLossConfig
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from entrocraft import EntropyController, EntropyControlWarning
 from entrocraft.effects import token_statistics
-from entrocraft.methods import METHODS
-from entrocraft.verl import plugin
+from entrocraft.methods import METHODS, get_method
+from entrocraft.verl import plugin, trainers
 from entrocraft.verl.__main__ import _prepare, arguments_for_verl
 from entrocraft.verl.engine import FLAG, SENSITIVITY
 from entrocraft.verl.memory import checkpoint_folder, read_memory, write_memory
 from entrocraft.verl.plugin import MODES, trainer_name
 from entrocraft.verl.settings import method_of
 from entrocraft.verl.trainers import EntropyControlMixin, check_seams
+
+
+def actor_config(**changes):
+    """verl's settings of an actor with its defaults."""
+    given = {"strategy": "fsdp", "rollout_n": 1, "ppo_micro_batch_size_per_gpu": 1}
+    return ActorConfig(**given, optim=OptimizerConfig(lr=1e-6), **changes)
+
 
 # ---------------------------------------------------------------- ways in
 
@@ -89,6 +99,58 @@ def test_trainers_are_verls_with_the_mixin_before():
         assert issubclass(controlled, plain)
         assert controlled.__mro__[1] is EntropyControlMixin
         assert controlled.mode == mode
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
+@pytest.mark.parametrize("loss", ["vanilla", "gspo", "sapo", "geo_mean", "clip_cov", "cispo"])
+def test_tokens_are_weighed_as_verls_losses_weigh_them(loss, aggregation):
+    actor = actor_config(policy_loss=PolicyLossConfig(loss_mode=loss), loss_agg_mode=aggregation)
+    mask = torch.arange(20) < torch.tensor([2, 20])[:, None]
+    logprobs = torch.zeros(2, 20, requires_grad=True)
+    settings = {"response_mask": mask.float(), "loss_agg_mode": aggregation, "config": actor}
+    value, _ = get_policy_loss_fn(loss)(torch.zeros(2, 20), logprobs, torch.ones(2, 20), **settings)
+    [gradient] = torch.autograd.grad(value, logprobs)
+    trainer = object.__new__(EntropyControlMixin)
+    section = {"loss_agg_mode": aggregation, "policy_loss": {"loss_mode": loss}}
+    trainer.config = OmegaConf.create({"actor_rollout_ref": {"actor": section}})
+    ratio = 10.0 if trainer._averages_rows else 1.0
+    assert float(gradient[0, 0] / gradient[1, 0]) == pytest.approx(ratio, rel=1e-4)
+
+
+def test_a_measurement_after_an_update_that_distils_asks_for_no_distillation(monkeypatch):
+    class Engine:
+        def compute_log_prob(self, batch):
+            asked.update(batch.extra_info)
+
+    asked = {}
+    left = {"distillation_use_topk": True, "distillation_only": True, "mini_batch_size": 8}
+    batch = SimpleNamespace(extra_info=dict(left))
+    trainer = object.__new__(EntropyControlMixin)
+    trainer.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"temperature": 0.7}}})
+    trainer.actor_rollout_wg = Engine()
+    nested = torch.nested.nested_tensor([torch.ones(3)], layout=torch.jagged)
+    columns = {"log_probs": nested, "entropy": nested, "response_mask": nested}
+    monkeypatch.setattr(
+        trainer, "_fetch", lambda batch, names: {name: columns[name] for name in names}
+    )
+    monkeypatch.setattr(trainers, "response_from_nested", lambda values, mask: values)
+    monkeypatch.setattr(trainers.tq, "kv_batch_put", lambda **put: None)
+    batch.keys = batch.partition_id = None
+    trainer._measure(batch)
+    assert (asked["distillation_use_topk"], asked["distillation_only"]) == (False, False)
+    assert asked["temperature"] == 0.7
+    assert batch.extra_info == left
+
+
+def test_methods_that_weigh_tokens_start_from_each_tokens_own_advantage():
+    from test_verl_trajectories import make_rows
+
+    rows = make_rows(padding=2)
+    tokens = torch.randn(rows.mask.shape, generator=torch.Generator().manual_seed(1)) * rows.mask
+    trainer = object.__new__(EntropyControlMixin)
+    trainer.entropy_control = get_method("clip_b", mu=1e6)  # nothing is clipped
+    trainer._optimiser_steps = 0.0
+    assert torch.allclose(trainer._reweighed(rows, tokens), tokens)
 
 
 @pytest.mark.parametrize("trigger", [0, 1])
@@ -205,17 +267,17 @@ def test_arguments_are_put_into_hydras_grammar():
         "trainer.n_gpus_per_node=8",
         "entrocraft.schedule=linear(0.6, 0.4, 800)",
         '+entrocraft.schedule="cosine(1, 0, 9)"',
-        "+entrocraft.rule=sign",
+        "++entrocraft.rule=sign",
         "entrocraft.options={quantile: 0.3}",
         "entrocraft.band=0.1",
     ]
     assert arguments_for_verl(given) == [
         "trainer.n_gpus_per_node=8",
-        '+entrocraft.schedule="linear(0.6, 0.4, 800)"',
-        '+entrocraft.schedule="cosine(1, 0, 9)"',
-        "+entrocraft.rule=sign",
-        "+entrocraft.options={quantile: 0.3}",
-        "+entrocraft.band=0.1",
+        '++entrocraft.schedule="linear(0.6, 0.4, 800)"',
+        '++entrocraft.schedule="cosine(1, 0, 9)"',
+        "++entrocraft.rule=sign",
+        "++entrocraft.options={quantile: 0.3}",
+        "++entrocraft.band=0.1",
     ]
 
 

@@ -10,7 +10,7 @@ import yaml
 
 pytest.importorskip("verl", reason="verl is not installed")
 
-from hydra import compose, initialize_config_module
+from hydra import compose, initialize_config_dir, initialize_config_module
 from omegaconf import OmegaConf
 
 from entrocraft.verl.__main__ import arguments_for_verl
@@ -51,6 +51,31 @@ def test_every_key_is_in_verls_schema(script, tmp_path):
     assert method.target(101 * updates) == pytest.approx(0.4)
     assert actor.policy_loss.loss_mode == ("gspo" if script == "gspo.sh" else "vanilla")
     assert Path(config.reward.custom_reward_function.path).exists()
+
+
+def test_arguments_win_over_what_the_scripts_say(tmp_path):
+    more = [
+        "entrocraft.schedule=linear(0.65, 0.45, 404)",
+        "entrocraft.rule=switch",
+        "entrocraft.band=0.05",
+    ]
+    arguments = arguments_for_verl(arguments_of("grpo.sh", tmp_path, *more))
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=arguments)
+    method = method_of(config)
+    assert method.target(0) == 0.65
+    assert method.rule.name == "switch"
+
+
+def test_the_yaml_is_a_whole_configuration_and_arguments_win_over_it():
+    # as with --config-dir and --config-name, where verl's own directory is the one to be added to
+    arguments = ["hydra.searchpath=[pkg://verl.trainer.config]", "entrocraft.rule=sign"]
+    with initialize_config_dir(str(RECIPE), version_base=None):
+        config = compose("entropy", overrides=arguments_for_verl(arguments))
+    assert config.actor_rollout_ref.actor.ppo_mini_batch_size > 0
+    method = method_of(config)
+    assert method.rule.name == "sign"
+    assert method.target(404) == pytest.approx(0.4)
 
 
 def test_the_yaml_says_what_the_scripts_say(tmp_path):

@@ -10,6 +10,7 @@ pytest.importorskip("verl", reason="verl is not installed")
 from trl_runs import Recording, WitnessGRPO, make_trainer, tiny_model
 
 from entrocraft import EntropyController, RolloutBatch
+from entrocraft.effects import rollout_effects
 from entrocraft.methods import get_method
 from entrocraft.verl.trajectories import Rows, Trajectories
 
@@ -158,6 +159,25 @@ def test_advantages_of_tokens_keep_their_effect():
     assert torch.allclose(trained, tokens * decision.weights.float()[:, None])
 
 
+@pytest.mark.parametrize("level", ["sign", "sampled", "logit"])
+def test_the_effect_of_token_advantages_is_a_sum_over_tokens_at_every_level(level):
+    plain = make_rows()
+    tokens = torch.randn(plain.mask.shape, generator=torch.Generator().manual_seed(5))
+    tokens[:2] = 1.5  # two rollouts whose tokens have the same one
+    rows = replace(plain, advantages=tokens * plain.mask)
+    count = rows.mask.sum()
+    mean = torch.where(rows.mask, rows.logprobs, 0.0).sum() / count
+    sensitivity = {
+        "sign": torch.full_like(tokens, -1.0),
+        "sampled": mean - rows.logprobs,
+        "logit": rows.sensitivity,
+    }[level]
+    expected = (tokens * sensitivity * rows.mask).double().sum(1) / count
+    found = rollout_effects(Trajectories(rows).sums(), level)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    assert Trajectories(plain).sums().advantage_tokens is None
+
+
 def test_rollouts_without_advantage_keep_their_sensitivity():
     rows = make_rows()
     rows.advantages[:3] = 0.0
@@ -191,6 +211,11 @@ def test_prompts_rewarded_alike_have_no_advantage():
     decision = EntropyController(0.4).decide(settled.sums(), step=0)
     trained = settled.advantages(settled.sums(), decision)
     assert not trained[prompt == 1].any()
+
+
+def test_a_rollout_without_another_of_its_prompt_keeps_its_advantage():
+    rows = make_rows(prompts=5, generations=1)
+    assert torch.equal(Trajectories(rows).settled().rows.advantages, rows.advantages)
 
 
 def test_a_mean_over_rows_weighs_the_tokens_of_short_rollouts_more():

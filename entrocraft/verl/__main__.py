@@ -1,7 +1,8 @@
 """`python -m entrocraft.verl`: verl's own command with entropy control.
 
-Takes verl's arguments, and entrocraft.* without further ado: a `+` is put before them, and a
-schedule is quoted for Hydra. The trainer mode is verl's (sync, colocate_async, separate_async).
+Takes verl's arguments, and entrocraft.* without further ado: `++` is put before them, so that the
+last one wins, also over a section in your own YAML, and a schedule is quoted for Hydra. The
+trainer mode is verl's (sync, colocate_async, separate_async).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def arguments_for_verl(arguments: list[str]) -> list[str]:
     """Return the arguments with entrocraft's own in Hydra's grammar.
 
     >>> arguments_for_verl(["trainer.n_gpus_per_node=8", "entrocraft.schedule=linear(1, 0, 9)"])
-    ['trainer.n_gpus_per_node=8', '+entrocraft.schedule="linear(1, 0, 9)"']
+    ['trainer.n_gpus_per_node=8', '++entrocraft.schedule="linear(1, 0, 9)"']
     """
     return [_in_hydras_grammar(argument) for argument in arguments]
 
@@ -34,7 +35,7 @@ def _in_hydras_grammar(argument: str) -> str:
     bare = value[:1] not in "\"'{[" if value else False
     if bare and re.search(r"[(),*]", value):
         value = f'"{value}"'
-    return f"+{key}={value}"
+    return f"++{key}={value}"
 
 
 def main() -> None:

@@ -47,6 +47,8 @@ _SEAMS = {
 }
 
 
+_AVERAGE_ROWS = ("sapo", "geo_mean")
+"""verl's losses that average over each row's tokens first, whatever `loss_agg_mode` says."""
 _OWN_BASELINE = ("grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "gpg")
 """verl's estimators whose advantages are rewards less a mean over the prompt's rollouts."""
 
@@ -143,6 +145,9 @@ class EntropyControlMixin(_Trainer):
             {
                 "calculate_entropy": True,
                 "compute_loss": False,
+                # left behind by an update that distils; without a loss there is nothing to distil
+                "distillation_use_topk": False,
+                "distillation_only": False,
                 "temperature": self.config.actor_rollout_ref.rollout.temperature,
                 FLAG: sensitivity,
             }
@@ -256,9 +261,19 @@ class EntropyControlMixin(_Trainer):
             entropies=measured["entropies"].float(),
             sensitivity=measured["sensitivity"].float() if "sensitivity" in measured else None,
             rewards=_padded(data["rm_scores"]).float().sum(1),
-            mean_of_rows=self._actor.loss_agg_mode == "seq-mean-token-mean",
+            mean_of_rows=self._averages_rows,
+            by_row=self._averages_rows or self._actor.loss_agg_mode.startswith("seq-mean"),
         )
         return rows, nested_mask
+
+    @property
+    def _averages_rows(self) -> bool:
+        """Whether the loss averages over each row's tokens first."""
+        actor = self._actor
+        return (
+            actor.loss_agg_mode == "seq-mean-token-mean"
+            or actor.policy_loss.get("loss_mode") in _AVERAGE_ROWS
+        )
 
     def _reweighed(self, rows: Rows, advantages: Tensor) -> Tensor:
         """Let a method that weighs the tokens of a batch do so."""
@@ -267,10 +282,9 @@ class EntropyControlMixin(_Trainer):
             return advantages
         assert rows.entropies is not None
         real = ~rows.padding
-        by_row = torch.where(rows.mask, advantages, 0.0).sum(1) / rows.mask.sum(1).clamp(min=1)
         tokens = TokenBatch(
             step=round(self._optimiser_steps),
-            advantages=by_row[real],
+            advantages=advantages[real],
             mask=rows.mask[real],
             logprobs=rows.logprobs[real],
             old_logprobs=rows.logprobs[real],

@@ -32,6 +32,7 @@ class Rows:
         sensitivity: nats per unit of advantage, or None.
         rewards: (R,), the sum of each row's token rewards.
         mean_of_rows: whether the loss averages over each row's tokens first.
+        by_row: whether the loss divides by the number of rows, not of tokens.
     """
 
     keys: Sequence[str]
@@ -43,6 +44,7 @@ class Rows:
     sensitivity: Tensor | None
     rewards: Tensor
     mean_of_rows: bool = False
+    by_row: bool = False
 
     def __post_init__(self) -> None:
         for key in self.keys:
@@ -93,10 +95,12 @@ class Trajectories:
 
         That is what they are where the estimator takes its baseline from the prompt's rollouts, but
         for the last digit of 32 bits, which verl divides by next to no standard deviation: the
-        group [0.1, 0.1, 0.1] can come out as 0.11.
+        group [0.1, 0.1, 0.1] can come out as 0.11. A rollout without another of its prompt has
+        no such baseline: its advantage is its reward, and stays.
         """
+        several = torch.bincount(self.group)[self.group] > 1
         zero = torch.zeros(len(self.rows.keys), dtype=torch.bool)
-        zero[self.real] = self.sums().alike[self.rollout[self.real]]
+        zero[self.real] = (self.sums().alike & several)[self.rollout[self.real]]
         settled = self.rows.advantages.masked_fill(zero[:, None], 0.0)
         return Trajectories(replace(self.rows, advantages=settled))
 
@@ -104,8 +108,8 @@ class Trajectories:
         """Per-rollout sums for a decision, over all rows of each.
 
         Advantages that differ from token to token (GAE) enter as one number, their root mean square
-        with the sign of their mean; the sensitivity then makes up for the difference, so that the
-        rollout's effect is the sum over tokens of advantage times sensitivity.
+        with the sign of their mean; what the effect levels add up then makes up for the difference,
+        so that the rollout's effect is the sum over tokens of advantage times sensitivity.
 
         Raises:
             ValueError: a value that is not finite on a response token.
@@ -119,14 +123,18 @@ class Trajectories:
         spread = self.total(inside.square().nansum(1)) / tokens.clamp(min=1)
         size = torch.where(given < 0, -1.0, 1.0) * spread.sqrt()
         advantages = torch.where(alike, low, size)
+
+        def by_advantage(name: str, values: Tensor) -> Tensor:
+            # a rollout without advantage keeps its tokens' own sum: it may yet be given one
+            voiced = self._added(name, values * rows.advantages) / advantages
+            return torch.where(alike, self._added(name, values), voiced)
+
         sensitivity = None
         if rows.sensitivity is not None:
-            sensitivity = self._added("sensitivity", rows.sensitivity)
-            effect = self._added("sensitivity", rows.sensitivity * rows.advantages)
-            # a rollout without advantage keeps its tokens' own sum: it may yet be given one
-            plain = alike | (advantages == 0)
-            sensitivity = torch.where(plain, sensitivity, effect / advantages)
+            sensitivity = by_advantage("sensitivity", rows.sensitivity)
         logprob = self._added("logprobs", rows.logprobs)
+        differ = not bool(alike.all())
+        ones = torch.ones_like(rows.advantages)
         return RolloutSums(
             advantages=advantages,
             tokens=tokens,
@@ -138,6 +146,9 @@ class Trajectories:
             rewards=rows.rewards.double()[self._last],
             group=self.group,
             token_weight=self._token_weight(tokens) if rows.mean_of_rows else None,
+            by_rollout=rows.by_row,
+            advantage_tokens=by_advantage("advantages", ones) if differ else None,
+            advantage_logprob=by_advantage("logprobs", rows.logprobs) if differ else None,
         )
 
     def _token_weight(self, tokens: Tensor) -> Tensor:
