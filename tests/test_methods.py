@@ -100,6 +100,35 @@ def test_rewards_of_minus_one_mean_the_same_as_zero():
         assert torch.equal(zero_one, plus_minus), name
 
 
+@pytest.mark.parametrize("name", ["psr", "nsr"])
+def test_psr_and_nsr_drop_rollouts_where_the_loss_counts_rollouts(name):
+    sums = dataclasses.replace(hand_made(), by_rollout=True)
+    found = get_method(name).decide(sums, step=0).advantages.tolist()
+    kept = 1.0 if name == "psr" else -1.0
+    stays = [sign(reward) == kept for reward in REWARDS]
+    for stay, advantage in zip(stays, found, strict=True):
+        assert advantage == pytest.approx(kept * 16 / sum(stays) if stay else 0.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["raft++", "psr", "nsr", "reinforce_rej", "w_reinforce", "entropic_fork"]
+)
+def test_the_user_says_what_a_success_is(name):
+    """One point for the answer, one for its form."""
+    both = hand_made([2, 1, 1, 0] * 4)
+    found = get_method(name, TARGET, success=1.5).decide(both, step=0).advantages
+    answers = get_method(name, TARGET).decide(hand_made([1, 0, 0, 0] * 4), step=0).advantages
+    assert torch.equal(found, answers)
+    formed = get_method(name, TARGET).decide(both, step=0).advantages
+    assert not torch.equal(found, formed)
+
+
+def test_a_success_is_told_in_the_trainers_precision():
+    rewards = torch.tensor([0.7, 0.6, 0.7, 0.6] * 4).tolist()
+    found = get_method("raft++", success=0.7).decide(hand_made(rewards), step=0).advantages
+    assert found.tolist() == [1.0, 0.0, 1.0, 0.0] * 4
+
+
 @pytest.mark.parametrize("quantile", [0.2, 0.4, 0.75, 1.0])
 def test_qae_on_binary_rewards(quantile):
     _, found = advantages_of("qae", quantile=quantile)
@@ -511,7 +540,12 @@ def test_a_batch_is_decided_on_like_its_sums():
     ("call", "message"),
     [
         (lambda: get_method("clip-cov"), "unknown method 'clip-cov'; did you mean 'clip_cov'?"),
-        (lambda: get_method("nsr", weight=1), "'nsr' has no option 'weight'; it has none"),
+        (lambda: get_method("nsr", weight=1), "'nsr' has no option 'weight'; it has success"),
+        (lambda: get_method("dr_grpo", a=1), "'dr_grpo' has no option 'a'; it has none"),
+        (lambda: get_method("psr", success=math.inf), "success is inf; use a finite number"),
+        (lambda: get_method("aent", low=0.6), "high is 0.5; use a finite number at least 0.6"),
+        (lambda: get_method("aent", 0.4, low=0.2), "low is 0.2, and the schedule 0.4 takes its"),
+        (lambda: get_method("aent", 0.4, high=0.5), "high is 0.5.*leave it out, or have no sched"),
         (lambda: get_method("qae", quantil=1), "has no option 'quantil'; it has quantile"),
         (lambda: get_method("qae", quantile=1.5), "quantile is 1.5; use a finite number above 0"),
         (lambda: get_method("clip_higher", high=-1), "high is -1; use a finite number at least 0"),

@@ -11,6 +11,8 @@ from entrocraft.methods.base import Peer, Reading, checked, peer
 
 __all__ = ["AEnt"]
 
+_LOW, _HIGH = 0.1, 0.5
+
 
 @peer("aent")
 class AEnt(Peer):
@@ -22,9 +24,10 @@ class AEnt(Peer):
         c <- clip(c - rate (min(0, Hc - low) + max(0, Hc - high)), smallest, largest)
 
     c never is negative, so AEnt can weaken its bonus but not push entropy down. With a schedule as
-    target, low and high are both the target, and the entropy that the schedule speaks of, that of
-    the whole vocabulary, takes the place of Hc in this rule; it is measured once for a batch of
-    rollouts and holds for all its optimiser steps.
+    target, low and high are both the target and cannot be given, and the entropy that the schedule
+    speaks of, that of the whole vocabulary, takes the place of Hc in this rule; it is measured once
+    for a batch of rollouts and holds for all its optimiser steps. The `entropy` in TRL's own log is
+    Hc, since that is what its bonus averages.
 
     Source: Shen, AEnt (arXiv 2509.03493); AReaL's recipe: c 0.001, clamp 0.2, bounds 0.1 and 0.5,
     rate 0.001, box [1e-5, 0.01]. TRL's own entropy bonus does the rest.
@@ -32,8 +35,8 @@ class AEnt(Peer):
     Args:
         bonus: c at the start.
         clamp: share of the vocabulary that is dropped.
-        low: c rises while Hc is below, nats.
-        high: c falls while Hc is above, nats.
+        low: c rises while Hc is below, nats; None for 0.1, or with a schedule.
+        high: c falls while Hc is above, nats; None for 0.5, or with a schedule.
         rate: change of c per nat and optimiser step.
         smallest: least c.
         largest: greatest c.
@@ -49,8 +52,8 @@ class AEnt(Peer):
         *,
         bonus: float = 0.001,
         clamp: float = 0.2,
-        low: float = 0.1,
-        high: float = 0.5,
+        low: float | None = None,
+        high: float | None = None,
         rate: float = 0.001,
         smallest: float = 1e-5,
         largest: float = 0.01,
@@ -58,8 +61,14 @@ class AEnt(Peer):
     ) -> None:
         super().__init__(schedule)
         self.clamp = checked(self, "clamp", clamp, 0, 0.999)
-        self.low = checked(self, "low", low, 0)
-        self.high = checked(self, "high", high, low)
+        for name, bound in (("low", low), ("high", high)):
+            if schedule is not None and bound is not None:
+                raise ValueError(
+                    f"aent: {name} is {bound!r}, and the schedule {schedule!r} takes its place; "
+                    "leave it out, or have no schedule (schedule=None; control.schedule: null)"
+                )
+        self.low = checked(self, "low", _LOW if low is None else low, 0)
+        self.high = checked(self, "high", _HIGH if high is None else high, self.low)
         self.rate = checked(self, "rate", rate, above=0)
         self.smallest = checked(self, "smallest", smallest, above=0)
         self.largest = checked(self, "largest", largest, smallest)

@@ -19,19 +19,31 @@ from entrocraft.tokens import TokenBatch
 
 __all__ = [
     "PEERS",
+    "PPO_LOSSES",
+    "RATIO_LOSSES",
     "UNCLIPPED",
     "Peer",
     "Reading",
+    "RewardPeer",
     "TokenPeer",
     "checked",
     "peer",
     "required_rewards",
-    "successes",
     "without_the_rest",
 ]
 
 UNCLIPPED = {"epsilon": 1e9, "epsilon_high": 1e9, "importance_sampling_level": "token"}
 """Trainer options that leave clipping to the method: no ratio reaches such a bound."""
+
+PPO_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+"""TRL's loss types with PPO's clip: to 1 - epsilon and 1 + epsilon_high, and at delta above."""
+
+RATIO_LOSSES = (*PPO_LOSSES, "cispo")
+"""TRL's loss types that multiply a token's gradient by its importance ratio up to some bound.
+
+In "cispo" that bound is epsilon_high itself; "sapo" and "vespo" read none of the clip's options and
+have functions of the ratio of their own.
+"""
 
 PEERS: dict[str, type[Peer]] = {}
 """Every peer by name."""
@@ -79,12 +91,18 @@ class Peer:
         own_target: the target without a schedule, nats per token.
         coefficient: the method's main number, which a fair comparison tries several values of;
             None if there is none.
+        losses: TRL's loss types under which the method is what its source says; None for all.
+        needs_updates: whether all that the method does depends on how far the policy has moved
+            since the batch was sampled, so that with one update per batch it is plain GRPO (with
+            the mean over rollouts, where it sets a loss that takes this one).
     """
 
     name: ClassVar[str] = ""
     own_target: ClassVar[float | None] = None
     follows: ClassVar[bool] = False
     coefficient: ClassVar[str | None] = None
+    losses: ClassVar[tuple[str, ...] | None] = None
+    needs_updates: ClassVar[bool] = False
 
     def __init__(self, schedule: schedules.Schedule | str | float | None = None) -> None:
         self.goal = Goal(self.own_target if schedule is None else schedule)
@@ -217,6 +235,31 @@ class Peer:
         self.recall(state["memory"])
 
 
+class RewardPeer(Peer):
+    """A method that tells successes from failures by the raw reward.
+
+    The raw reward is the weighted sum of the trainer's reward functions, so where accuracy and
+    format give 1 each, a success has to be above 1.
+
+    Args:
+        success: smallest reward of a success.
+    """
+
+    def __init__(self, schedule: Any = None, *, success: float = SUCCESS) -> None:
+        super().__init__(schedule)
+        self.success = checked(self, "success", success)
+
+    def successes(self, sums: RolloutSums) -> tuple[Tensor, Tensor]:
+        """(B,) bool twice: rollouts that succeeded, and those that failed.
+
+        With the default, rewards in {0, 1} and in {-1, 1} mean the same; a rollout that could not
+        be scored is neither.
+        """
+        # in 32 bits as trainers have rewards, where 0.7 is a little less than in 64
+        rewards = required_rewards(self, sums).float()
+        return rewards >= self.success, rewards < self.success
+
+
 class TokenPeer(Peer):
     """A method that weighs tokens.
 
@@ -226,6 +269,7 @@ class TokenPeer(Peer):
     """
 
     scope: ClassVar[str] = "update"
+    losses: ClassVar[tuple[str, ...] | None] = RATIO_LOSSES
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         """(b, T) advantages of the tokens.
@@ -295,21 +339,13 @@ def required_rewards(owner: Peer, sums: RolloutSums) -> Tensor:
     return sums.rewards
 
 
-def successes(owner: Peer, sums: RolloutSums) -> tuple[Tensor, Tensor]:
-    """(B,) bool twice: rollouts whose reward is a success, and those whose reward is none.
-
-    A reward of at least 0.5 is a success, so rewards in {0, 1} and in {-1, 1} mean the same; a
-    rollout that could not be scored is neither.
-    """
-    rewards = required_rewards(owner, sums)
-    return rewards >= SUCCESS, rewards < SUCCESS
-
-
 def without_the_rest(advantages: Tensor, sums: RolloutSums) -> Tensor:
     """Advantages (B,) as if rollouts with advantage 0 had been dropped from the batch.
 
-    Zeroed rollouts stay in the loss's denominator; scaling by tokens / kept tokens takes them out
-    of it (exact for the token mean, TRL's default).
+    Zeroed rollouts stay in the loss's denominator; scaling by all over kept takes them out of it:
+    tokens where the loss divides by their number (TRL's default), else rollouts, those without a
+    token included, as TRL counts them too.
     """
-    kept = float(sums.tokens[advantages != 0].sum())
-    return advantages * (sums.total_tokens / kept) if kept else torch.zeros_like(advantages)
+    counted = torch.ones_like(sums.tokens) if sums.by_rollout else sums.tokens
+    kept = float(counted[advantages != 0].sum())
+    return advantages * (float(counted.sum()) / kept) if kept else torch.zeros_like(advantages)

@@ -33,6 +33,7 @@ class CEGPPO(TokenPeer):
     """
 
     coefficient = "beta1"
+    needs_updates = True
 
     def __init__(
         self,

@@ -21,6 +21,8 @@ class CISPO(Peer):
     """
 
     coefficient = "high"
+    losses = ("cispo",)
+    needs_updates = True
 
     def __init__(self, schedule: Any = None, *, high: float = 5.0) -> None:
         super().__init__(schedule)

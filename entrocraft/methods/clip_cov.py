@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import TokenPeer, checked, peer
+from entrocraft.methods.base import PPO_LOSSES, TokenPeer, checked, peer
 from entrocraft.methods.covariance import token_covariance
 from entrocraft.tokens import TokenBatch
 
@@ -36,6 +36,7 @@ class ClipCov(TokenPeer):
     """
 
     coefficient = "ratio"
+    losses = PPO_LOSSES
 
     def __init__(
         self,

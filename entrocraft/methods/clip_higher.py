@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from entrocraft.methods.base import Peer, checked, peer
+from entrocraft.methods.base import PPO_LOSSES, Peer, checked, peer
 
 __all__ = ["ClipHigher"]
 
@@ -23,6 +23,8 @@ class ClipHigher(Peer):
     """
 
     coefficient = "high"
+    losses = PPO_LOSSES
+    needs_updates = True
 
     def __init__(self, schedule: Any = None, *, low: float = 0.2, high: float = 0.28) -> None:
         super().__init__(schedule)

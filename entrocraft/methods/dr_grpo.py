@@ -18,6 +18,8 @@ class DrGRPO(Peer):
     paper's repository still divides by the standard deviation in its branch called GRPO.
     """
 
+    losses = ("dr_grpo",)
+
     @property
     def trainer_options(self) -> dict[str, Any]:
         return {"loss_type": "dr_grpo", "scale_rewards": "none"}

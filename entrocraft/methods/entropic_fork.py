@@ -6,14 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from entrocraft.methods.base import Peer, Reading, checked, peer, successes
+from entrocraft.acceptance import SUCCESS
+from entrocraft.methods.base import Reading, RewardPeer, checked, peer
 from entrocraft.rollouts import RolloutSums
 
 __all__ = ["EntroPICFork"]
 
 
 @peer("entropic_fork")
-class EntroPICFork(Peer):
+class EntroPICFork(RewardPeer):
     """The baseline that the Entrocraft paper calls EntroPIC.
 
     With e = H - h of the whole batch and rewards 1 and -1::
@@ -27,21 +28,24 @@ class EntroPICFork(Peer):
     Args:
         kp: gain per nat of error.
         ki: gain per nat of summed error.
+        success: smallest reward of a success.
     """
 
     follows = True
     own_target = 0.5
     coefficient = "kp"
 
-    def __init__(self, schedule: Any = None, *, kp: float = 1.0, ki: float = 0.01) -> None:
-        super().__init__(schedule)
+    def __init__(
+        self, schedule: Any = None, *, kp: float = 1.0, ki: float = 0.01, success: float = SUCCESS
+    ) -> None:
+        super().__init__(schedule, success=success)
         self.kp = checked(self, "kp", kp)
         self.ki = checked(self, "ki", ki)
         self._integral = 0.0
         self._alpha = 0.0
 
     def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        right, wrong = successes(self, sums)
+        right, wrong = self.successes(sums)
         self._alpha = self._integral + self.kp * reading.error
         self._integral += self.ki * reading.error
         return (1 + self._alpha) * right.double() - (1 - self._alpha) * wrong.double()

@@ -29,4 +29,4 @@ class EntropyBonus(Peer):
 
     @property
     def trainer_options(self) -> dict[str, Any]:
-        return {"entropy_coef": self.bonus}
+        return {"entropy_coef": self.bonus, "use_adaptive_entropy": False}

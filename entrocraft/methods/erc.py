@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import TokenPeer, checked, peer
+from entrocraft.methods.base import PPO_LOSSES, TokenPeer, checked, peer
 from entrocraft.tokens import TokenBatch
 
 __all__ = ["ERC"]
@@ -32,6 +32,8 @@ class ERC(TokenPeer):
     """
 
     coefficient = "high"
+    losses = PPO_LOSSES
+    needs_updates = True
 
     def __init__(self, schedule: Any = None, *, low: float = 0.8, high: float = 1.2) -> None:
         super().__init__(schedule)

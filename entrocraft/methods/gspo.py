@@ -23,6 +23,9 @@ class GSPO(Peer):
         high: clip above 1 + high.
     """
 
+    losses = ("grpo",)
+    needs_updates = True
+
     def __init__(self, schedule: Any = None, *, low: float = 3e-4, high: float = 4e-4) -> None:
         super().__init__(schedule)
         self.low = checked(self, "low", low, 0)

@@ -34,6 +34,7 @@ class KLCov(TokenPeer):
     """
 
     coefficient = "ratio"
+    needs_updates = True
 
     def __init__(self, schedule: Any = None, *, ratio: float = 2e-4, beta: float = 1.0) -> None:
         super().__init__(schedule)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from entrocraft.methods.base import Peer, Reading, peer, successes, without_the_rest
+from entrocraft.methods.base import Reading, RewardPeer, peer, without_the_rest
 from entrocraft.rollouts import RolloutSums
 
 __all__ = ["NSR"]
 
 
 @peer("nsr")
-class NSR(Peer):
+class NSR(RewardPeer):
     """Negative sample reinforcement: ``A = R - 1`` with rewards 0 and 1; successes are dropped.
 
     Source: Zhu et al., The Surprising Effectiveness of Negative Reinforcement (arXiv 2506.01347);
     repository RLVR-Decomposed. It drops the rows, here they get advantage 0 and the others are
-    scaled by what that takes from the token mean. The public code of Entrocraft zeroes without
+    scaled by what that takes from the loss's mean. The public code of Entrocraft zeroes without
     scaling.
+
+    Args:
+        success: smallest reward of a success.
     """
 
     def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        _, wrong = successes(self, sums)
+        _, wrong = self.successes(sums)
         return without_the_rest(-wrong.double(), sums)

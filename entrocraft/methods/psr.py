@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from entrocraft.methods.base import Peer, Reading, peer, successes, without_the_rest
+from entrocraft.methods.base import Reading, RewardPeer, peer, without_the_rest
 from entrocraft.rollouts import RolloutSums
 
 __all__ = ["PSR"]
 
 
 @peer("psr")
-class PSR(Peer):
+class PSR(RewardPeer):
     """Positive sample reinforcement: ``A = R`` with rewards 0 and 1; failures are dropped.
 
     Source: Zhu et al., The Surprising Effectiveness of Negative Reinforcement (arXiv 2506.01347);
     repository RLVR-Decomposed. It drops the rows, here they get advantage 0 and the others are
-    scaled by what that takes from the token mean.
+    scaled by what that takes from the loss's mean.
+
+    Args:
+        success: smallest reward of a success.
     """
 
     def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        right, _ = successes(self, sums)
+        right, _ = self.successes(sums)
         return without_the_rest(right.double(), sums)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from entrocraft.methods.base import Peer, Reading, peer, successes
+from entrocraft.methods.base import Reading, RewardPeer, peer
 from entrocraft.rollouts import RolloutSums
 
 __all__ = ["RAFT"]
 
 
 @peer("raft++")
-class RAFT(Peer):
+class RAFT(RewardPeer):
     """RAFT++: ``A = max(R, 0)`` with R = 1 for a success and -1 for a failure; no baseline.
 
     The trainer's importance ratio and clip are what "++" stands for.
 
     Source: Xiong et al., A Minimalist Approach to LLM Reasoning (arXiv 2504.11343); repository
     Minimal-RL. There a small KL loss (0.001) and 4 rollouts per prompt; both are the user's here.
+
+    Args:
+        success: smallest reward of a success.
     """
 
     def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        right, _ = successes(self, sums)
+        right, _ = self.successes(sums)
         return right.double()

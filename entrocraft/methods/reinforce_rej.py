@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import Peer, Reading, peer, successes
+from entrocraft.methods.base import Reading, RewardPeer, peer
 from entrocraft.methods.groups import groups_of
 from entrocraft.rollouts import RolloutSums
 
@@ -13,15 +13,18 @@ __all__ = ["ReinforceRej"]
 
 
 @peer("reinforce_rej")
-class ReinforceRej(Peer):
+class ReinforceRej(RewardPeer):
     """``A = R`` (1 or -1), 0 in groups whose rollouts all succeeded or all failed.
 
     Source: Xiong et al., A Minimalist Approach to LLM Reasoning (arXiv 2504.11343); repository
     Minimal-RL, which zeroes groups with no spread of rewards, as here.
+
+    Args:
+        success: smallest reward of a success.
     """
 
     def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        right, wrong = successes(self, sums)
+        right, wrong = self.successes(sums)
         raw = right.double() - wrong.double()
         mixed = torch.zeros_like(right)
         for rows in groups_of(self, sums):

@@ -22,6 +22,8 @@ class SAPO(Peer):
     """
 
     coefficient = "negative"
+    losses = ("sapo",)
+    needs_updates = True
 
     def __init__(
         self, schedule: Any = None, *, positive: float = 1.0, negative: float = 1.05

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import TokenPeer, checked, peer
+from entrocraft.methods.base import PPO_LOSSES, TokenPeer, checked, peer
 from entrocraft.tokens import TokenBatch
 
 __all__ = ["STEER"]
@@ -39,6 +39,7 @@ class STEER(TokenPeer):
     """
 
     coefficient = "least"
+    losses = PPO_LOSSES
 
     def __init__(
         self,

@@ -6,14 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from entrocraft.methods.base import Peer, Reading, checked, peer, successes
+from entrocraft.acceptance import SUCCESS
+from entrocraft.methods.base import Reading, RewardPeer, checked, peer
 from entrocraft.rollouts import RolloutSums
 
 __all__ = ["WeightedReinforce"]
 
 
 @peer("w_reinforce")
-class WeightedReinforce(Peer):
+class WeightedReinforce(RewardPeer):
     """W-REINFORCE: ``A = weight`` for a success and -1 for a failure.
 
     Source: Zhu et al., The Surprising Effectiveness of Negative Reinforcement (arXiv 2506.01347),
@@ -21,14 +22,17 @@ class WeightedReinforce(Peer):
 
     Args:
         weight: advantage of a success.
+        success: smallest reward of a success.
     """
 
     coefficient = "weight"
 
-    def __init__(self, schedule: Any = None, *, weight: float = 0.1) -> None:
-        super().__init__(schedule)
+    def __init__(
+        self, schedule: Any = None, *, weight: float = 0.1, success: float = SUCCESS
+    ) -> None:
+        super().__init__(schedule, success=success)
         self.weight = checked(self, "weight", weight, 0)
 
     def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        right, wrong = successes(self, sums)
+        right, wrong = self.successes(sums)
         return self.weight * right.double() - wrong.double()

@@ -64,11 +64,12 @@ def join_extra_rollouts(
             f"rollouts with {', '.join(unknown)} cannot be joined by others; use a method that "
             "samples nothing of its own"
         )
+    found = _as_sampled_by_the_policy(more)
     for name in (*_PROMPT, "completion_ids", *_COMPLETION):
         if name not in output:
             continue
         value = _COMPLETION.get(name, 0 if name == "prompt_mask" else pad)
-        output[name] = _joined(output[name], more[name][good], value, left=name in _PROMPT)
+        output[name] = _joined(output[name], found[name][good], value, left=name in _PROMPT)
     for name in _ROWS:
         if name in output:
             output[name] = output[name].clone()
@@ -80,6 +81,23 @@ def join_extra_rollouts(
     if "num_items_in_batch" in output:
         output["num_items_in_batch"] = trainer.accelerator.gather(mask.sum()).sum()
     return len(good)
+
+
+def _as_sampled_by_the_policy(rows: dict[str, Any]) -> dict[str, Any]:
+    """Rows whose sampler counts as the policy itself.
+
+    vLLM reports log-probabilities at the temperature that it sampled at, so its importance ratio
+    (B, T) or (B, 1) is that of the policy to the policy at another temperature. The loss would
+    multiply by it and so undo what the other temperature is for: next to nothing would remain of
+    unlikely tokens that were sampled hot. The published method has no such ratio.
+    """
+    rows = dict(rows)
+    if (ratio := rows.get("importance_sampling_ratio")) is not None:
+        rows["importance_sampling_ratio"] = torch.ones_like(ratio)
+    # TRL's off_policy_mask_threshold would take the temperature for a policy that has moved
+    if "sampling_per_token_logps" in rows and rows.get("old_per_token_logps") is not None:
+        rows["sampling_per_token_logps"] = rows["old_per_token_logps"]
+    return rows
 
 
 def _joined(rows: Tensor, new: Tensor, value: float, left: bool) -> Tensor:

@@ -22,7 +22,7 @@ from entrocraft.trl.checkpoint import EntropyControlState
 from entrocraft.trl.extra import join_extra_rollouts
 from entrocraft.trl.gradient import GradientReader
 from entrocraft.trl.odometer import Odometer
-from entrocraft.trl.options import apply_settings, with_options
+from entrocraft.trl.options import apply_settings, check_loss, with_options
 from entrocraft.trl.policy import has_dropout
 from entrocraft.trl.signals import SignalRecorder, Signals
 from entrocraft.trl.tokens import TokenHook
@@ -34,6 +34,9 @@ __all__ = ["EntropyControlMixin"]
 
 _MEAN_OF_ROLLOUTS = ("grpo", "sapo")
 """TRL's losses that average over the tokens of each rollout first."""
+
+_OVER_ROLLOUTS = (*_MEAN_OF_ROLLOUTS, "dr_grpo", "luspo")
+"""TRL's losses that divide by the number of rollouts, with or without tokens."""
 
 
 class EntropyControlMixin(_Trainer):
@@ -72,6 +75,7 @@ class EntropyControlMixin(_Trainer):
         super().__init__(*args, **kwargs)
         if entropy_control is None:
             return
+        check_loss(self, entropy_control)
         if not hasattr(entropy_control, "decide"):
             entropy_control = EntropyController(schedule=entropy_control, seed=self.args.seed)
         entropy_control.prepare(
@@ -79,6 +83,7 @@ class EntropyControlMixin(_Trainer):
             steps=self.args.max_steps if self.args.max_steps > 0 else None,
         )
         _warn_of_memory(entropy_control)
+        _warn_of_one_update(self, entropy_control)
         self.entropy_control = entropy_control
         effect = entropy_control.effect
         self._gradient: GradientReader | None = None
@@ -247,12 +252,14 @@ class EntropyControlMixin(_Trainer):
         rewards = self._rollout_rewards
         rows = torch.arange(len(columns))
         gathered = {name: columns[:, index] for index, name in enumerate(names)}
-        by_rollout = getattr(self, "loss_type", None) in _MEAN_OF_ROLLOUTS
+        loss = getattr(self, "loss_type", None)  # RLOO has none, and averages over rollouts
+        weighted = loss in _MEAN_OF_ROLLOUTS
         return RolloutSums(
             **gathered,
             rewards=None if rewards is None else rewards.detach().cpu().double(),
             group=rows // self.num_generations,
-            token_weight=1 / gathered["tokens"].clamp(min=1) if by_rollout else None,
+            token_weight=1 / gathered["tokens"].clamp(min=1) if weighted else None,
+            by_rollout=loss is None or loss in _OVER_ROLLOUTS,
         ).settled()
 
     def _log_kept(self, kept: list[bool | None]) -> None:
@@ -271,6 +278,21 @@ def _warn_of_memory(method: Any) -> None:
         )
     with suppress(AttributeError):
         method._hosted = True
+
+
+def _warn_of_one_update(trainer: Any, method: Any) -> None:
+    """Warn if a method acts on a policy that has moved, and no update of a batch meets one."""
+    args = trainer.args
+    accumulated = args.gradient_accumulation_steps
+    one = args.steps_per_generation * trainer.num_iterations <= accumulated
+    if one and getattr(method, "needs_updates", False):
+        warnings.warn(
+            "with one update per rollout batch every importance ratio is 1 and the method "
+            f"{method.name!r} is plain RL; use num_iterations=2, or a steps_per_generation "
+            f"above gradient_accumulation_steps={accumulated} (updates in entrocraft's YAML)",
+            EntropyControlWarning,
+            stacklevel=3,
+        )
 
 
 def _from_text(text: str) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from importlib.metadata import version
 from typing import Any
 
-__all__ = ["apply_settings", "with_options"]
+__all__ = ["apply_settings", "check_loss", "with_options"]
 
 
 def with_options(
@@ -58,6 +58,21 @@ def _changed(config: Any, method: str, options: Mapping[str, Any]) -> Any:
             )
         setattr(changed, name, value)
     return changed
+
+
+def check_loss(trainer: Any, method: Any) -> None:
+    """Check that the method fits the trainer's loss; one without `loss_type` is not asked.
+
+    Raises:
+        ValueError: it does not; the message names the losses that it fits.
+    """
+    losses, loss = getattr(method, "losses", None), getattr(trainer, "loss_type", None)
+    if losses is None or loss is None or loss in losses:
+        return
+    raise ValueError(
+        f"the method {method.name!r} does not fit loss_type={loss!r}, which makes something else "
+        f"of importance ratios or their bounds; it fits {', '.join(map(repr, losses))}"
+    )
 
 
 def apply_settings(trainer: Any, settings: Mapping[str, Any]) -> None:

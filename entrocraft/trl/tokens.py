@@ -43,6 +43,12 @@ class TokenHook:
                 f"the method {method.name!r} works token by token and {type(trainer).__name__} has "
                 "one advantage for a sequence; use GRPOTrainer"
             )
+        level = getattr(trainer, "importance_sampling_level", "token")
+        if hasattr(method, "reweigh") and level != "token":
+            raise ValueError(
+                f"the method {method.name!r} works token by token, and importance_sampling_level="
+                f"{level!r} spreads each token's weight over its rollout; use 'token'"
+            )
         if getattr(trainer, "use_liger_kernel", False) and hasattr(trainer, "compute_liger_loss"):
             raise ValueError(
                 f"the method {method.name!r} works token by token inside TRL's loss, which Liger's "
