@@ -138,3 +138,15 @@ def test_stored_problems_are_the_tasks_own(tmp_path):
     file.write_text(file.read_text().replace(made[0].prompt, "from the cache"))
     assert stored_problems(TASK, "eval", 9, cache_dir=tmp_path)[0].prompt == "from the cache"
     assert stored_problems(TASK, "eval", 8, cache_dir=tmp_path) == made[:8]
+
+
+def test_a_task_with_fewer_problems_than_asked_for_gives_all_it_has(tmp_path):
+    tiny = get_task("chain_sum", max_terms=2, min_terms=2)
+    lists = []
+    for _ in range(2):  # the second time from the disk
+        with pytest.warns(UserWarning, match=r"has \d+ eval problems, not the 500 asked for"):
+            lists.append(stored_problems(tiny, "eval", 500, cache_dir=tmp_path, fewer=True))
+    assert lists[0] == lists[1]
+    assert 1 < len(lists[0]) < 500
+    with pytest.raises(ValueError, match="yields only"):
+        stored_problems(tiny, "eval", 500, cache_dir=tmp_path)

@@ -392,3 +392,6 @@ def test_errors_name_value_and_remedy():
     tiny = get_task("prime_factorization", max_value=40)
     with pytest.raises(ValueError, match=r"yields only \d+ distinct train problems of the 100"):
         tiny.problems("train", 100)
+    there = tiny.problems("train", 100, fewer=True)
+    assert 0 < len(there) < 100
+    assert tiny.problems("train", len(there)) == there

@@ -17,6 +17,7 @@ from training_runs import config_file, keys, make_home
 from entrocraft.cli import main
 from entrocraft.models import WarmStartConfig
 from entrocraft.parsing import config_from_mapping
+from entrocraft.tasks import get_task
 from entrocraft.training.comparison import CompareConfig
 from entrocraft.training.config import TrainConfig
 from entrocraft.training.directory import RunDirectory
@@ -185,6 +186,15 @@ def test_bad_input_says_what_to_change_and_leaves_the_run_alone(home, tmp_path, 
 def test_numbers_are_checked_by_their_keys(wrong, message):
     with pytest.raises(ValueError, match=message):
         config_from_mapping(TrainConfig, wrong)
+
+
+def test_a_task_with_less_than_one_batch_of_problems_is_refused():
+    from entrocraft.training.trainer import build_trainer
+
+    config = TrainConfig(task={"name": "chain_sum"}, prompts=4)
+    few = get_task("chain_sum").problems("train", 3)
+    with pytest.raises(ValueError, match="has only 3 train problems and a batch takes 4 prompts"):
+        build_trainer(config, None, None, get_task("chain_sum"), few, False)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,9 @@ def _measure(config: DynamicsConfig, directory: StudyDirectory, console: Console
     model, tokenizer = load_model(path, dtype=config.dtype)
     chat = speaks_chat(tokenizer, config.chat)
     task = get_task(config.task.name, **config.task.options)
-    problems = stored_problems(task, "train", config.task.train_size, cache_dir=config.cache_dir)
+    problems = stored_problems(
+        task, "train", config.task.train_size, cache_dir=config.cache_dir, fewer=True
+    )
     trainer = build_trainer(training, model, tokenizer, task, problems, chat)
     trainer.entropy_control = None  # plain TRL
     missing = [step for _, step in config.holds if _missing(config, directory, step)]
@@ -175,7 +177,8 @@ def _probe(
     def measure() -> float:
         if not problems:
             size = config.probe_prompts
-            problems.extend(stored_problems(task, "probe", size, cache_dir=config.cache_dir))
+            cache = config.cache_dir
+            problems.extend(stored_problems(task, "probe", size, cache_dir=cache, fewer=True))
         model = trainer.accelerator.unwrap_model(trainer.model)
         # the same seed each time: differences are less noisy than the values
         seen = evaluate(

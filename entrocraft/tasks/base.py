@@ -110,7 +110,9 @@ class Task(ABC):
 
     name: ClassVar[str]
 
-    def problems(self, split: Split, size: int, seed: int = 0) -> list[Problem]:
+    def problems(
+        self, split: Split, size: int, seed: int = 0, fewer: bool = False
+    ) -> list[Problem]:
         """Draw distinct problems of one split.
 
         Lists of the same seed and split are prefixes of one another. Problems of different
@@ -120,10 +122,11 @@ class Task(ABC):
             split: ``"train"``, ``"probe"`` or ``"eval"``.
             size: number of problems, at least 1.
             seed: which list.
+            fewer: take all that a bounded search finds where there are fewer than ``size``.
 
         Raises:
             ValueError: for an unknown split, a size below 1, or options that do not yield
-                ``size`` distinct problems within a bounded search.
+                ``size`` distinct problems within a bounded search; with ``fewer``, none at all.
         """
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
@@ -146,6 +149,8 @@ class Task(ABC):
                 if len(found) == size:
                     break
             if fruitless >= _PATIENCE:
+                if fewer and found:
+                    break
                 raise ValueError(
                     f"task {self.name!r} yields only {len(found)} distinct {split} problems of the "
                     f"{size} asked for with {self}; ask for fewer or widen its ranges"

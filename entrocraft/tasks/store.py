@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +24,18 @@ def default_cache_dir() -> Path:
 
 
 def stored_problems(
-    task: Task, split: Split, size: int, seed: int = 0, cache_dir: str | Path | None = None
+    task: Task,
+    split: Split,
+    size: int,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+    fewer: bool = False,
 ) -> list[Problem]:
     """`task.problems(split, size, seed)`, made once for each task, options and library version.
 
     Args:
         cache_dir: where lists are kept; None takes `default_cache_dir`.
+        fewer: take what there is where a task has fewer problems than that, and warn.
     """
     settings = {
         "format": _FORMAT,
@@ -43,11 +50,24 @@ def stored_problems(
     folder = Path(cache_dir or default_cache_dir()) / "problems"
     file = folder / f"{key}.jsonl"
     if file.exists():
-        return [Problem(**json.loads(line)) for line in file.read_text().splitlines()]
-    problems = task.problems(split, size, seed)
+        problems = [Problem(**json.loads(line)) for line in file.read_text().splitlines()]
+        if len(problems) == size or fewer:
+            _warn_of_fewer(task, split, size, problems)
+            return problems
+    problems = task.problems(split, size, seed, fewer)
+    _warn_of_fewer(task, split, size, problems)
     folder.mkdir(parents=True, exist_ok=True)
     # written aside and moved: a kill, or two processes at once, leave no half list
     with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as partial:
         partial.writelines(json.dumps(asdict(problem)) + "\n" for problem in problems)
     os.replace(partial.name, file)
     return problems
+
+
+def _warn_of_fewer(task: Task, split: Split, size: int, problems: list[Problem]) -> None:
+    if len(problems) < size:
+        warnings.warn(
+            f"{task} has {len(problems)} {split} problems, not the {size} asked for; all of them "
+            "are taken. For more widen its ranges (task.options)",
+            stacklevel=3,
+        )

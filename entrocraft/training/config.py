@@ -25,7 +25,8 @@ class TaskConfig:
     Args:
         name: countdown, chain_sum or prime_factorization.
         options: the task's own options, e.g. {max_number: 12}.
-        train_size: training problems; the run repeats them when it has used them all.
+        train_size: training problems, or all that the task has if these are fewer; the run repeats
+            them when it has used them all.
     """
 
     name: str = "countdown"
@@ -42,7 +43,7 @@ class EvaluationConfig:
 
     Args:
         probe_every: optimiser steps between two probes of the entropy; 0 switches them off.
-        probe_prompts: problems of the probe, one sample each.
+        probe_prompts: problems of the probe, one sample each, or all that there are if fewer.
         every: optimiser steps between two evaluations, start and end included; 0 never.
         prompts: problems of an evaluation.
         samples: samples per problem; pass@1 and pass@samples are logged.

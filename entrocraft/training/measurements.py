@@ -25,10 +25,11 @@ def measurements(
     """Return the function step -> metrics of the present policy that are due at that step."""
     settings = config.evaluation
     probe = evaluation = None
+    cache = config.cache_dir
     if settings.probe_every:
-        probe = stored_problems(task, "probe", settings.probe_prompts, cache_dir=config.cache_dir)
+        probe = stored_problems(task, "probe", settings.probe_prompts, cache_dir=cache, fewer=True)
     if settings.every:
-        evaluation = stored_problems(task, "eval", settings.prompts, cache_dir=config.cache_dir)
+        evaluation = stored_problems(task, "eval", settings.prompts, cache_dir=cache, fewer=True)
     common: dict[str, Any] = {
         "max_new_tokens": config.max_completion_length,
         "temperature": config.temperature,

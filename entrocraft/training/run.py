@@ -82,7 +82,9 @@ def _train(
     model, tokenizer = load_model(model_path, dtype=config.dtype)
     chat = speaks_chat(tokenizer, config.chat)
     task = get_task(config.task.name, **config.task.options)
-    problems = stored_problems(task, "train", config.task.train_size, cache_dir=config.cache_dir)
+    problems = stored_problems(
+        task, "train", config.task.train_size, cache_dir=config.cache_dir, fewer=True
+    )
     trainer = build_trainer(config, model, tokenizer, task, problems, chat)
     progress: Any = nullcontext()
     checkpoint = None

@@ -92,7 +92,16 @@ def trainer_arguments(config: TrainConfig, processes: int = 1) -> dict[str, Any]
 def build_trainer(
     config: TrainConfig, model: Any, tokenizer: Any, task: Task, problems: list[Problem], chat: bool
 ) -> Any:
-    """Make the trainer; its log is left to the caller's callbacks."""
+    """Make the trainer; its log is left to the caller's callbacks.
+
+    Raises:
+        ValueError: the task has too few problems for one batch.
+    """
+    if len(problems) < config.prompts:
+        raise ValueError(
+            f"{task} has only {len(problems)} train problems and a batch takes {config.prompts} "
+            "prompts; widen its ranges (task.options) or lower prompts"
+        )
     from entrocraft.trl import GRPOTrainer, RLOOTrainer
 
     trainer_class: type = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}[config.algorithm]
