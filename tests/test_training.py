@@ -19,7 +19,7 @@ from entrocraft.models import WarmStartConfig
 from entrocraft.parsing import config_from_mapping
 from entrocraft.tasks import get_task
 from entrocraft.training.comparison import CompareConfig
-from entrocraft.training.config import TrainConfig
+from entrocraft.training.config import TaskConfig, TrainConfig
 from entrocraft.training.directory import RunDirectory
 from entrocraft.training.recorder import read_records
 from entrocraft.training.run import prepare_model
@@ -191,7 +191,7 @@ def test_numbers_are_checked_by_their_keys(wrong, message):
 def test_a_task_with_less_than_one_batch_of_problems_is_refused():
     from entrocraft.training.trainer import build_trainer
 
-    config = TrainConfig(task={"name": "chain_sum"}, prompts=4)
+    config = TrainConfig(task=TaskConfig("chain_sum"), prompts=4)
     few = get_task("chain_sum").problems("train", 3)
     with pytest.raises(ValueError, match="has only 3 train problems and a batch takes 4 prompts"):
         build_trainer(config, None, None, get_task("chain_sum"), few, False)
