@@ -1,4 +1,4 @@
-"""What control costs in time: seconds of an optimiser step, as ratios to TRL without control.
+"""What control costs in time: seconds of an optimizer step, as ratios to TRL without control.
 
     python benchmarks/cost.py              # run, write benchmarks/results/cost.json
     python benchmarks/cost.py --table      # print the table of that file as Markdown
@@ -20,13 +20,13 @@ import torch
 from rich.progress import track
 from transformers import TrainerCallback
 
-from entrocraft.control import ControlConfig
-from entrocraft.models import load_model
-from entrocraft.tasks import get_task
-from entrocraft.tasks.store import stored_problems
-from entrocraft.training.config import TrainConfig
-from entrocraft.training.run import prepare_model
-from entrocraft.training.trainer import build_trainer
+from entrocraft.settings import ControlConfig
+from entrocraft.lab.models import load_model
+from entrocraft.lab.tasks import get_task
+from entrocraft.lab.tasks.store import stored_problems
+from entrocraft.lab.training.config import TrainConfig
+from entrocraft.lab.training.run import prepare_model
+from entrocraft.lab.training.trainer import build_trainer
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 STEPS, WARM_UP = 18, 4
@@ -52,7 +52,7 @@ METHODS = {
 
 
 class StepClock(TrainerCallback):
-    """When each optimiser step ended, in seconds."""
+    """When each optimizer step ended, in seconds."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []

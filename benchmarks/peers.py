@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from pages import into_page, markdown
 
-from entrocraft.report.style import BLUE, INK, ORANGE, SHADE, SOFT, WIDE, empty_figure, place_apart
-from entrocraft.report.style import style as drawing_style
+from entrocraft.lab.report.style import BLUE, INK, ORANGE, SHADE, SOFT, WIDE, empty_figure, place_apart
+from entrocraft.lab.report.style import style as drawing_style
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 VARIANTS = RESULTS.with_name("variants.json")
@@ -52,11 +52,11 @@ def page() -> str:
 
 def _methods(rows: list[dict[str, Any]], tuning: dict[str, Any]) -> str:
     keys = pass_keys(rows)
-    seconds = {row["group"]: row["seconds"]["centre"] for row in rows}
+    seconds = {row["group"]: row["seconds"]["center"] for row in rows}
     plain = next(seconds[name] for name in REFERENCES if name in seconds)
     head = ["method", "seeds", "value", "tracking error, nats", "final reward", *keys]
     table = []
-    for row in sorted(rows, key=lambda row: _centre(row["tracking_error"])):
+    for row in sorted(rows, key=lambda row: _center(row["tracking_error"])):
         tried = tuning.get(row["group"])
         table.append(
             [
@@ -68,8 +68,8 @@ def _methods(rows: list[dict[str, Any]], tuning: dict[str, Any]) -> str:
                 *(number(row.get(key)) for key in keys),
                 number(row["entropy_end"]),
                 fate(row),
-                f"{_centre(row['kept_fraction']):.0%}" if row["kept_fraction"] else "",
-                f"{row['seconds']['centre'] / plain:.2f}",
+                f"{_center(row['kept_fraction']):.0%}" if row["kept_fraction"] else "",
+                f"{row['seconds']['center'] / plain:.2f}",
             ]
         )
     return markdown([*head, "entropy at the end", "", "kept", "time"], table)
@@ -107,18 +107,18 @@ def number(spread: dict[str, Any] | None, digits: int = 2) -> str:
     """Centre, and what is around it."""
     if spread is None:
         return "-"
-    centre, low, high = (f"{spread[key]:.{digits}f}" for key in ("centre", "low", "high"))
-    return centre if spread["n"] == 1 else f"{centre} [{low}, {high}]"
+    center, low, high = (f"{spread[key]:.{digits}f}" for key in ("center", "low", "high"))
+    return center if spread["n"] == 1 else f"{center} [{low}, {high}]"
 
 
 def fate(row: dict[str, Any]) -> str:
     """What became of the entropy, in a word."""
-    ratio = _centre(row["entropy_end"]) / _centre(row["entropy_start"])
+    ratio = _center(row["entropy_end"]) / _center(row["entropy_start"])
     return "collapsed" if ratio < COLLAPSED else "exploded" if ratio > EXPLODED else ""
 
 
-def _centre(spread: dict[str, Any] | None) -> float:
-    return math.inf if spread is None else spread["centre"]
+def _center(spread: dict[str, Any] | None) -> float:
+    return math.inf if spread is None else spread["center"]
 
 
 def _short(key: str) -> str:
@@ -128,7 +128,7 @@ def _short(key: str) -> str:
 def draw(rows: list[dict[str, Any]]) -> Figure:
     """Reward and pass@k at the end against the entropy that is left, one point per method."""
     widest = pass_keys(rows)[-1]
-    rows = [row for row in rows if _centre(row["entropy_end"]) < EXPLODED]
+    rows = [row for row in rows if _center(row["entropy_end"]) < EXPLODED]
     panels = {"final_reward": "reward, last 20 steps", widest: f"{widest} at the end"}
     figure = empty_figure(WIDE, 4.0 * len(panels))
     for axis, (key, title) in zip(figure.subplots(len(panels), 1), panels.items(), strict=True):
@@ -148,7 +148,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 def _scatter(axis: Axes, rows: list[dict[str, Any]], key: str) -> None:
     """Points, and their names in a column at either side."""
     points = sorted(
-        (_centre(row["entropy_end"]), _centre(row[key]), row["group"], row["steered"])
+        (_center(row["entropy_end"]), _center(row[key]), row["group"], row["steered"])
         for row in rows
     )
     for x, y, _, steered in points:

@@ -35,8 +35,8 @@ class Plant:
     """Settings of a plant; nats per token.
 
     correlation: of predicted with true effects. speed: factor on everything that moves. unit: of
-    the predictions. momentum: of the optimiser. noise: standard error of one measurement. leak: per
-    step, toward the resting point. updates: optimiser steps a batch. trained_noise, trained_bias,
+    the predictions. momentum: of the optimizer. noise: standard error of one measurement. leak: per
+    step, toward the resting point. updates: optimizer steps a batch. trained_noise, trained_bias,
     left_out_noise: of the changes that are measured after an update, on prompts that were trained
     on and on those that were left out.
     """
@@ -115,11 +115,11 @@ def _run(plant: Plant, target: str, loop: str, seed: int, random: np.random.Gene
             sensitivity=torch.tensor(sensitivity),
         )
         decision = controller.decide(
-            sums, step=step, optimiser_steps=plant.updates, momentum=plant.momentum
+            sums, step=step, optimizer_steps=plant.updates, momentum=plant.momentum
         )
         if step > 20:
             errors.append(abs(entropy - decision.metrics["entropy/target"]))
-        # each update has its own mini-batch and so its own normaliser
+        # each update has its own mini-batch and so its own normalizer
         push = float((decision.weights.numpy() * true_effect).sum())
         before = entropy
         for _ in range(plant.updates):
@@ -130,10 +130,10 @@ def _run(plant: Plant, target: str, loop: str, seed: int, random: np.random.Gene
         change = entropy - before
         if controller.remeasure:
             left_out = change + plant.left_out_noise * float(random.standard_normal())
-            controller.realised(left_out, plant.left_out_noise, trained=False)
+            controller.realized(left_out, plant.left_out_noise, trained=False)
             trained = change + plant.trained_noise * float(random.standard_normal())
             trained += plant.trained_bias * plant.updates
-            controller.realised(trained, plant.trained_noise, trained=True)
+            controller.realized(trained, plant.trained_noise, trained=True)
     return float(np.mean(errors))
 
 

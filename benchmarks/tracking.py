@@ -37,7 +37,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from tracking_study import Entry, Study, aim, measure
 
-from entrocraft.training.cells import Cell, run_cells
+from entrocraft.lab.training.cells import Cell, run_cells
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = HERE / "tracking.yaml"
@@ -202,7 +202,7 @@ def run(
         ValueError: a cell in the result file, or a run directory, of other settings.
         RuntimeError: another process is at work in `runs`.
     """
-    from entrocraft.training.run import prepare_model
+    from entrocraft.lab.training.run import prepare_model
 
     if not fresh:
         results.check(entries)

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from entrocraft import schedules
-from entrocraft.report import load_run, summarise
-from entrocraft.report.summary import BURN_IN
-from entrocraft.training.cells import Cell
-from entrocraft.training.comparison import CompareConfig
-from entrocraft.training.tuning import merge
+from entrocraft.lab.report import load_run, summarize
+from entrocraft.lab.report.summary import BURN_IN
+from entrocraft.lab.training.cells import Cell
+from entrocraft.lab.training.comparison import CompareConfig
+from entrocraft.lab.training.tuning import merge
 
 NEAR = 0.02
 """Nats from the new target within which a step's response has arrived."""
 AFTER_STEP = 40
-"""Optimiser steps after a step of the target in which overshoot is looked for."""
+"""Optimizer steps after a step of the target in which overshoot is looked for."""
 
 Curve = list[list[Any]]
 """[step, target, probe, its standard error] of every probe; entropies in nats per token."""
@@ -173,7 +173,7 @@ def measure(study: Study, entry: Entry, directory: Path) -> dict[str, Any]:
         ValueError: an unreadable run, or one that logged another target than its schedule's.
     """
     run = load_run(directory)
-    summary = summarise(run)
+    summary = summarize(run)
     initial = float(run.points("entropy/measured")[1][0])
     steps, probe = run.points("entropy/probe")
     stderr = run.column("entropy/probe_stderr")[np.isin(run.steps, steps)]

@@ -18,7 +18,7 @@ from scipy import stats
 from tracking_study import Part, Study
 
 from entrocraft import schedules
-from entrocraft.report.style import (
+from entrocraft.lab.report.style import (
     BLUE,
     DASHES,
     GREEN,
@@ -269,7 +269,7 @@ def draw(study: Study, cells: Cells, path: Path) -> None:
 
 
 def figure(study: Study, cells: Cells) -> Figure:
-    """Small multiples of entropy (nats per token) over optimiser steps.
+    """Small multiples of entropy (nats per token) over optimizer steps.
 
     Every run starts its schedule at its own first measured entropy. So that seeds share a dashed
     line, it is the mean target, and each curve is drawn at its distance from its own target.
@@ -376,21 +376,21 @@ def _draw_comparison(axes: list[Axes], part: Part, cells: Cells) -> None:
 
 
 def _looks(part: Part) -> dict[str, dict[str, Any]]:
-    """A colour for every family of methods, a line style for each member."""
+    """A color for every family of methods, a line style for each member."""
     looks: dict[str, dict[str, Any]] = {part.reference: {"color": BLUE, "linestyle": "-"}}
-    colours = iter([VERMILION, GREEN, PURPLE, ORANGE, SKY] * 3)
+    colors = iter([VERMILION, GREEN, PURPLE, ORANGE, SKY] * 3)
     for methods in part.better_of.values():
-        colour = next(colours)
+        color = next(colors)
         for place, method in enumerate(methods):
-            looks[method] = {"color": colour, "linestyle": DASHES[place % len(DASHES)]}
+            looks[method] = {"color": color, "linestyle": DASHES[place % len(DASHES)]}
     for method in part.methods:
         if method not in looks:
-            looks[method] = {"color": next(colours), "linestyle": "-"}
+            looks[method] = {"color": next(colors), "linestyle": "-"}
     return looks
 
 
 def _mean_target(group: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Every optimiser step and the mean of the seeds' targets at it."""
+    """Every optimizer step and the mean of the seeds' targets at it."""
     steps = np.arange(group[0]["probe"][-1][0] + 1)
     curves = [
         schedules.anchor(schedules.from_string(cell["schedule"]), cell["initial"]) for cell in group

@@ -33,7 +33,7 @@ def run(name: str, rule: str | None, directory: Path) -> dict[str, Any]:
     sys.path.insert(0, str(HERE.parent / "tests"))
     import verl_runs
 
-    from entrocraft.models import WarmStartConfig, warm_start
+    from entrocraft.lab.models import WarmStartConfig, warm_start
 
     model = warm_start(WarmStartConfig.for_task("countdown"))
     home = directory / name.replace(" ", "-")
@@ -84,10 +84,10 @@ def run(name: str, rule: str | None, directory: Path) -> dict[str, Any]:
 
 def _probe(model: Path, step: int) -> dict[str, float]:
     """Entropy on problems that are never trained on."""
-    from entrocraft.evaluation import evaluate
-    from entrocraft.models import load_model
-    from entrocraft.tasks import get_task
-    from entrocraft.tasks.store import stored_problems
+    from entrocraft.lab.evaluation import evaluate
+    from entrocraft.lab.models import load_model
+    from entrocraft.lab.tasks import get_task
+    from entrocraft.lab.tasks.store import stored_problems
 
     policy, tokenizer = load_model(str(model))
     task = get_task("countdown")
@@ -138,26 +138,26 @@ def draw(results: dict[str, Any]) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    colours = {"tilt": "#0072b2", "no control": "#d55e00"}
+    colors = {"tilt": "#0072b2", "no control": "#d55e00"}
     for name, result in results["runs"].items():
         rows = result["steps"]
         steps = [row["step"] for row in rows]
-        colour = colours[name]
+        color = colors[name]
         measured = [row["entropy/measured"] for row in rows]
-        axes.plot(steps, measured, color=colour, alpha=0.35, linewidth=1)
+        axes.plot(steps, measured, color=color, alpha=0.35, linewidth=1)
         probe = result["probe"]
         axes.errorbar(
             [p["step"] for p in probe],
             [p["entropy"] for p in probe],
             [p["stderr"] for p in probe],
-            color=colour,
+            color=color,
             marker="o",
             label=f"{name}: held-out problems",
         )
         if name == "tilt":
             target = [row["entropy/target"] for row in rows]
             axes.plot(steps, target, "k--", label="target")
-    axes.set_xlabel("optimiser step")
+    axes.set_xlabel("optimizer step")
     axes.set_ylabel("entropy, nats per token")
     axes.set_title("Stock verl 0.9.1 (Ray, FSDP2, CPU); pale: single batches", loc="left", size=10)
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,6 +2,6 @@
 
 import sys
 
-from entrocraft.cli import main
+from entrocraft.lab.cli import main
 
 sys.exit(main())

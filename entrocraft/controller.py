@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from entrocraft import acceptance, effects, schedules
-from entrocraft.alarm import Alarm
-from entrocraft.drawing import Drawing
+from entrocraft.feedback.saturation import Alarm
+from entrocraft.selection.sampling import Drawing
 from entrocraft.feedback import Feedback, RecedingHorizon, Relay, Situation, get_feedback
-from entrocraft.goal import Goal, TargetError
+from entrocraft.feedback.target import Goal, TargetError
 from entrocraft.method import Clock, Decision, EntropyControlWarning
-from entrocraft.observer import EntropyObserver
-from entrocraft.offer import Offer, uniform_groups
+from entrocraft.feedback.filter import EntropyObserver
+from entrocraft.selection.response import Offer, uniform_groups
 from entrocraft.rollouts import RolloutBatch, RolloutSums
 
 __all__ = ["EntropyController"]
@@ -51,7 +51,7 @@ class EntropyController:
         draw: False weighs every rollout by its keep probability instead of drawing.
         effective_batch: rollouts with a vote to keep at most, None for all that are left; offer
             more rollouts than that to hold the number constant.
-        renormalise: "none", "rollouts" or "tokens"; see `drawing.Drawing`.
+        renormalize: "none", "rollouts" or "tokens"; see `drawing.Drawing`.
         refresh: decisions that share one entropy gradient, at the level "gradient".
         remeasure: score each batch once more after its update, to know how far it moved the entropy
             without the noise of new prompts: one forward pass a batch. None does so if the feedback
@@ -74,7 +74,7 @@ class EntropyController:
         correction: float = 0.0,
         draw: bool = True,
         effective_batch: int | None = None,
-        renormalise: str = "none",
+        renormalize: str = "none",
         refresh: int = 1,
         remeasure: bool | None = None,
         seed: int = 0,
@@ -103,7 +103,7 @@ class EntropyController:
         self.feedback = _feedback_for(self.rule, band, feedback)
         self.observer = _observer_for(self._effect)
         self.uniform_groups = uniform_groups
-        self.drawing = Drawing(draw, correction, effective_batch, renormalise)
+        self.drawing = Drawing(draw, correction, effective_batch, renormalize)
         self.refresh = refresh
         plans = isinstance(self.feedback, RecedingHorizon)
         self.remeasure = (self.rule is not None and plans) if remeasure is None else remeasure
@@ -129,7 +129,7 @@ class EntropyController:
 
         Args:
             vocabulary: number of tokens V; no target can be above log(V).
-            steps: optimiser steps of the run; every target up to there is checked, as soon as the
+            steps: optimizer steps of the run; every target up to there is checked, as soon as the
                 initial entropy is known if the schedule is relative to it.
 
         Raises:
@@ -142,7 +142,7 @@ class EntropyController:
 
         Args:
             batch: a `RolloutBatch`, or the `RolloutSums` of one, gathered over ranks; then its
-                `step`, `optimiser_steps`, `drift` and `momentum` are given by keyword.
+                `step`, `optimizer_steps`, `drift` and `momentum` are given by keyword.
 
         Raises:
             ValueError: a batch or a target that makes no sense; nothing was changed, training can
@@ -157,11 +157,11 @@ class EntropyController:
             self._restore(before)
             raise
 
-    def realised(self, change: float, stderr: float, trained: bool = True) -> dict[str, float]:
+    def realized(self, change: float, stderr: float, trained: bool = True) -> dict[str, float]:
         """Take the measured change of the entropy by the last batch's update.
 
-        Adapters call it after the batch's last optimiser step, where `remeasure` asks for it; see
-        `entrocraft.odometer`. Decisions do without.
+        Adapters call it after the batch's last optimizer step, where `remeasure` asks for it; see
+        `entrocraft.post_update`. Decisions do without.
 
         Args:
             change: nats per token.
@@ -169,14 +169,14 @@ class EntropyController:
             trained: whether it was measured on prompts that were trained on.
 
         Returns:
-            What there is to log: `entropy/realised_change` and its standard error.
+            What there is to log: `entropy/realized_change` and its standard error.
         """
         self.observer.moved(change, stderr, trained)
-        realised = {
-            "entropy/realised_change": float(change),
-            "entropy/realised_change_stderr": float(stderr),
+        realized = {
+            "entropy/realized_change": float(change),
+            "entropy/realized_change_stderr": float(stderr),
         }
-        return {key: value for key, value in realised.items() if math.isfinite(value)}
+        return {key: value for key, value in realized.items() if math.isfinite(value)}
 
     def _decide(self, sums: RolloutSums, clock: Clock) -> Decision:
         if sums.total_tokens == 0:
@@ -193,7 +193,7 @@ class EntropyController:
         if self.rule is None:
             self.observer.observe(measured, stderr, 0.0, clock.drift)
             metrics["entropy/estimate"] = self.observer.entropy
-            self.observer.commit((0.0, 0.0), 0.0, clock.optimiser_steps, clock.decay)
+            self.observer.commit((0.0, 0.0), 0.0, clock.optimizer_steps, clock.decay)
             self._decisions += 1
             ones = torch.ones(len(sums), dtype=torch.float64)
             metrics |= _outcome(0.0, ones, sums.votes, saturated=False)
@@ -247,7 +247,7 @@ class EntropyController:
             spare if self.uniform_groups else None,
         )
         ones = replace(sums, advantages=torch.ones_like(none))
-        unit = clock.optimiser_steps * effects.rollout_effects(ones, self._effect)
+        unit = clock.optimizer_steps * effects.rollout_effects(ones, self._effect)
         return Offer(rule, ballot, self.drawing, unit, sums.tokens, spare != 0)
 
     def _authority(self, offer: Offer) -> dict[str, float]:
@@ -274,7 +274,7 @@ class EntropyController:
             Situation(
                 measured=measured,
                 target=ahead,
-                steps=clock.optimiser_steps,
+                steps=clock.optimizer_steps,
                 momentum=clock.decay,
                 observer=self.observer,
                 reach=offer.reach,
@@ -285,7 +285,7 @@ class EntropyController:
     def _commit(self, kept: Tensor, clock: Clock) -> dict[str, float]:
         """Tell the observer what enters the update; return what that is predicted to do."""
         summed = float(kept[0].sum()), float(kept[1].sum())
-        steps, momentum = clock.optimiser_steps, clock.decay
+        steps, momentum = clock.optimizer_steps, clock.decay
         positive, negative = self.observer.gains
         predicted = {
             "entropy/chosen_change": self.observer.in_nats(summed),
@@ -298,7 +298,7 @@ class EntropyController:
         return {key: value for key, value in predicted.items() if math.isfinite(value)}
 
     def target(self, step: int) -> float | None:
-        """Target entropy at an optimiser step, nats per token; None while it is not known."""
+        """Target entropy at an optimizer step, nats per token; None while it is not known."""
         return self.goal.target(step)
 
     def _follow_scale(self, sums: RolloutSums, effect: Tensor) -> None:

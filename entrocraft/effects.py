@@ -11,14 +11,14 @@ level      sensitivity of token t  needs
 sign       -1                      the advantage alone (the paper's view)
 sampled    -(log p_t - mean)       sampled log-probs; the covariance of Cui et al. (2025)
 logit      -(S_t - M_t)            one forward pass, three numbers a token
-gradient   N c_t <grad log p, u>   two backward passes and a forward-mode one, the optimiser
+gradient   N c_t <grad log p, u>   two backward passes and a forward-mode one, the optimizer
 =========  ======================  ==========================================================
 
 with ``S_t = p_k (log p_k + H)`` for the sampled token k and ``M_t = sum_i p_i^2 (log p_i + H)``,
 its mean under the policy. For a tabular softmax ``dH = -eta A (S_t - M_t)`` is exact to first
 order: a *likely* token that is rewarded lowers entropy, an *unlikely* one raises it. At the last
-level c_t is what the loss puts on the token and u the optimiser's answer to the entropy's gradient
-(`entrocraft.gradient`): what a token does to all others through shared parameters counts too, and
+level c_t is what the loss puts on the token and u the optimizer's answer to the entropy's gradient
+(`entrocraft.lab.dynamics.gradient`): what a token does to all others through shared parameters counts too, and
 the gain that is learnt starts at 1.
 """
 
@@ -42,7 +42,7 @@ TOKEN_LEVELS = ("logit", "gradient")
 
 _SOURCES = {
     "logit": "entrocraft.effects.token_statistics",
-    "gradient": "entrocraft.gradient.GradientEffect",
+    "gradient": "entrocraft.lab.dynamics.gradient.GradientEffect",
 }
 _CHUNK_ELEMENTS = 2**24
 

@@ -69,20 +69,20 @@ class ExtraRollouts:
 
 @dataclass(frozen=True)
 class Clock:
-    """When a batch is used, and what the optimiser is doing meanwhile; see `RolloutBatch`.
+    """When a batch is used, and what the optimizer is doing meanwhile; see `RolloutBatch`.
 
     Raises:
         ValueError: a number that makes no sense; the message names it.
     """
 
     step: int
-    optimiser_steps: float = 1
+    optimizer_steps: float = 1
     drift: float | None = None
     momentum: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.optimiser_steps > 0:
-            raise ValueError(f"optimiser_steps must be above 0, got {self.optimiser_steps}")
+        if not self.optimizer_steps > 0:
+            raise ValueError(f"optimizer_steps must be above 0, got {self.optimizer_steps}")
         if self.drift is not None and not math.isfinite(self.drift):
             raise ValueError(
                 f"drift must be finite nats, got {self.drift}; None if it is not known"
@@ -103,7 +103,7 @@ class Clock:
         if isinstance(batch, RolloutBatch):
             told = {
                 "step": batch.step,
-                "optimiser_steps": batch.optimiser_steps,
+                "optimizer_steps": batch.optimizer_steps,
                 "drift": batch.drift,
                 "momentum": batch.momentum,
             } | told
@@ -116,7 +116,7 @@ class EntropyMethod(Protocol):
     A method may also have
 
     - `refresh` (an int, for the level `gradient`), and `remeasure` (a bool) with
-      `realised(change, stderr, trained)`; see `EntropyController`;
+      `realized(change, stderr, trained)`; see `EntropyController`;
     - `trainer_options`, `reweigh(tokens)`, `bonus_entropy(logits)` and `stepped(bonus)`; see
       `entrocraft.methods.Peer`.
     """
@@ -135,7 +135,7 @@ class EntropyMethod(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the memory, JSON-serialisable."""
+        """Return the memory, JSON-serializable."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

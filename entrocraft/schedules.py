@@ -1,4 +1,4 @@
-"""Target entropy as a function of the optimiser step.
+"""Target entropy as a function of the optimizer step.
 
 A schedule is a callable ``step -> nats per token``. The factories below return small frozen objects
 that print as the text they can be read back from, so that one notation serves Python, YAML and
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 Schedule = Callable[[float], float]
-"""Any callable from the optimiser step to the target entropy in nats per token."""
+"""Any callable from the optimizer step to the target entropy in nats per token."""
 
 _LONGEST_TEXT = 20_000
 
@@ -173,7 +173,7 @@ def constant(level: float | str) -> Schedule:
 
 
 def linear(start: float | str, end: float | str, steps: int) -> Schedule:
-    """Go from `start` to `end` in a straight line over `steps` optimiser steps, then stay.
+    """Go from `start` to `end` in a straight line over `steps` optimizer steps, then stay.
 
     >>> schedule = linear(0.6, 0.3, 300)
     >>> [round(schedule(step), 3) for step in (0, 100, 300, 301)]

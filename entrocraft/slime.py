@@ -27,10 +27,10 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor
 
-from entrocraft.control import ControlConfig
+from entrocraft.settings import ControlConfig
 from entrocraft.effects import TOKEN_LEVELS
 from entrocraft.method import EntropyMethod
-from entrocraft.parsing import config_from_mapping
+from entrocraft.lab.parsing import config_from_mapping
 from entrocraft.rollouts import RolloutSums
 
 __all__ = ["control_advantages"]
@@ -57,7 +57,7 @@ def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
             `context_parallel_size`, `normalize_advantages`, `use_opd`, `save`, `load`, and for the
             clock `num_steps_per_rollout` or `global_batch_size`, `rollout_batch_size` and
             `n_samples_per_prompt`.
-        rollout_data: lists over samples: `rewards` (normalised over groups by slime), `log_probs`,
+        rollout_data: lists over samples: `rewards` (normalized over groups by slime), `log_probs`,
             `entropy` and `loss_masks` (one tensor each). Gets `advantages` and `returns`.
 
     Raises:
@@ -73,7 +73,7 @@ def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
     weight = None if by_token else 1 / named["tokens"].clamp(min=1)
     sums = RolloutSums(**named, token_weight=weight, by_rollout=not by_token)
     steps = _steps(args)
-    decision = method.decide(sums, step=round(_state["steps"]), optimiser_steps=steps)
+    decision = method.decide(sums, step=round(_state["steps"]), optimizer_steps=steps)
     _state["steps"] += steps
     kept = decision.advantages[start : start + len(mine)]
     advantages = [
@@ -119,19 +119,19 @@ def _method(args: Any) -> EntropyMethod:
     if file is not None and file.exists():
         memory = json.loads(file.read_text())
         method.load_state_dict(memory["method"])
-        _state["steps"] = memory["optimiser_steps"]
+        _state["steps"] = memory["optimizer_steps"]
     return method
 
 
 def _steps(args: Any) -> float:
-    """Optimiser steps that slime makes of a rollout batch."""
+    """Optimizer steps that slime makes of a rollout batch."""
     if steps := getattr(args, "num_steps_per_rollout", None):
         return float(steps)
     names = ("rollout_batch_size", "n_samples_per_prompt", "global_batch_size")
     prompts, samples, batch = (getattr(args, name, None) for name in names)
     if not (prompts and samples and batch):
         raise ValueError(
-            "it is not known how many optimiser steps a rollout batch makes, by which the schedule "
+            "it is not known how many optimizer steps a rollout batch makes, by which the schedule "
             "counts; set --num-steps-per-rollout or --global-batch-size"
         )
     return prompts * samples / batch
@@ -195,7 +195,7 @@ def _write(args: Any) -> None:
         return
     file = Path(args.save) / _FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    memory = {"method": _state["method"].state_dict(), "optimiser_steps": _state["steps"]}
+    memory = {"method": _state["method"].state_dict(), "optimizer_steps": _state["steps"]}
     # tensor-parallel peers of the first rank write the same memory; each has a partial of its own
     partial = file.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(memory))

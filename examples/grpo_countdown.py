@@ -3,8 +3,8 @@
 from datasets import Dataset
 from trl import GRPOConfig
 
-from entrocraft.models import WarmStartConfig, warm_start
-from entrocraft.tasks import get_task
+from entrocraft.lab.models import WarmStartConfig, warm_start
+from entrocraft.lab.tasks import get_task
 from entrocraft.trl import GRPOTrainer
 
 task = get_task("countdown")

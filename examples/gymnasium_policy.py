@@ -74,7 +74,7 @@ def main(argv=None):
     settings = {"episodes": EPISODES, "time_limit": TIME_LIMIT, "learning_rate": LEARNING_RATE}
     envs = [gymnasium.make(args.task, max_episode_steps=TIME_LIMIT) for _ in range(EPISODES)]
     figure, panels = plt.subplots(2, sharex=True, figsize=(8.8, 5.6), layout="constrained")
-    for name, rule, colour in ("plain", None, "#0072b2"), ("controlled", "tilt", "#009e73"):
+    for name, rule, color in ("plain", None, "#0072b2"), ("controlled", "tilt", "#009e73"):
         runs = [train(envs, args.schedule, rule, seed, args.steps) for seed in range(args.seeds)]
         for seed, (entropy, target, kept, returns) in enumerate(runs):
             error, last = np.abs(entropy - target)[20:].mean(), returns[-10:].mean()
@@ -82,13 +82,13 @@ def main(argv=None):
             numbers = {"tracking_error": error, "final_return": last, "kept_fraction": kept.mean()}
             results.append({"method": name, "seed": seed} | numbers)
         for panel, row in zip(panels, (0, -1), strict=True):
-            panel.plot(np.transpose(runs)[:, row], color=colour, lw=0.8, alpha=0.5)
-            panel.plot(np.mean(runs, 0)[row], color=colour, lw=2, label=name)
+            panel.plot(np.transpose(runs)[:, row], color=color, lw=0.8, alpha=0.5)
+            panel.plot(np.mean(runs, 0)[row], color=color, lw=2, label=name)
     panels[0].plot(target, "--", color="#1f2328", label="target")
     panels[0].legend(frameon=False, title="thin lines: seeds")
     panels[0].set(title=args.task, ylabel="entropy, nats per action", ylim=(0, None))
     bottom = np.quantile(np.stack(runs)[:, -1], 0.04)  # the first returns are far below the others
-    panels[1].set(ylabel="return of an episode", xlabel="optimiser step", ylim=(bottom, None))
+    panels[1].set(ylabel="return of an episode", xlabel="optimizer step", ylim=(bottom, None))
     figure.savefig(args.output, dpi=200)
     summary = {"command": " ".join(["python", *sys.argv]), "settings": vars(args) | settings}
     Path(args.json).write_text(json.dumps(summary | {"runs": results}, indent=2) + "\n")

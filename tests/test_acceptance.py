@@ -1,4 +1,4 @@
-"""Acceptance rules against a constrained minimiser, brute force and exact inclusion frequencies."""
+"""Acceptance rules against a constrained minimizer, brute force and exact inclusion frequencies."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.optimize import LinearConstraint, minimize
 
-from entrocraft.acceptance import (
+from entrocraft.selection.rules import (
     RULES,
     Ballot,
     Sign,

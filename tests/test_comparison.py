@@ -8,11 +8,11 @@ import yaml
 from rich.console import Console
 from training_runs import config_file, keys, make_home
 
-from entrocraft.cli import main
-from entrocraft.training import comparison
-from entrocraft.training.comparison import CompareConfig, compare
-from entrocraft.training.directory import RunDirectory
-from entrocraft.training.tuning import TuningConfig
+from entrocraft.lab.cli import main
+from entrocraft.lab.training import comparison
+from entrocraft.lab.training.comparison import CompareConfig, compare
+from entrocraft.lab.training.directory import RunDirectory
+from entrocraft.lab.training.tuning import TuningConfig
 
 STEPS = 40
 BONUS = {
@@ -62,7 +62,7 @@ def finish(cell):
 def runs(monkeypatch):
     found = Runs()
     monkeypatch.setattr(comparison, "run_cells", found.run)
-    monkeypatch.setattr("entrocraft.training.run.prepare_model", found.prepare)
+    monkeypatch.setattr("entrocraft.lab.training.run.prepare_model", found.prepare)
     return found
 
 
@@ -104,7 +104,7 @@ def test_a_directory_of_another_run_is_told_before_the_first_run(runs, tmp_path)
 def test_the_models_of_all_methods_are_made_before_the_first_run(runs, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(runs, "prepare", lambda config, console: asked.append(list(runs.asked)))
-    monkeypatch.setattr("entrocraft.training.run.prepare_model", runs.prepare)
+    monkeypatch.setattr("entrocraft.lab.training.run.prepare_model", runs.prepare)
     compare(settings(tmp_path, {"bonus": BONUS, "other": {"model": "elsewhere"}}), quiet())
     assert asked == [[], []]
 

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from rollout_batches import RULES, controller, effects_of, make_batch, repeat
 
 from entrocraft import EntropyController, EntropyControlWarning, RolloutBatch
-from entrocraft.acceptance import Verdict
+from entrocraft.selection.rules import Verdict
 from entrocraft.feedback import ProportionalIntegral
 
 pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
@@ -119,18 +119,18 @@ def test_sign_and_switch_outside_and_inside_their_band():
         assert sign.metrics["entropy/high"] == pytest.approx(target + 0.1)
 
 
-@pytest.mark.parametrize("renormalise", ["rollouts", "tokens"])
-def test_renormalisation_restores_the_size_of_the_batch(renormalise):
+@pytest.mark.parametrize("renormalize", ["rollouts", "tokens"])
+def test_renormalization_restores_the_size_of_the_batch(renormalize):
     batch = make_batch()
     plain = controller(0.53).decide(batch)
-    scaled = controller(0.53, renormalise=renormalise).decide(batch)
-    size = torch.ones(32) if renormalise == "rollouts" else batch.mask.sum(1).double()
+    scaled = controller(0.53, renormalize=renormalize).decide(batch)
+    size = torch.ones(32) if renormalize == "rollouts" else batch.mask.sum(1).double()
     assert torch.equal(plain.weights > 0, scaled.weights > 0)
     assert float((scaled.weights * size).sum()) == pytest.approx(float(size.sum()))
     assert 1 < float(scaled.weights.max()) < 10
 
 
-def test_renormalisation_counts_rejected_votes_only():
+def test_renormalization_counts_rejected_votes_only():
     class NoDeadWeight:
         name, effect, relay = "no-dead-weight", "sign", False
 
@@ -138,18 +138,18 @@ def test_renormalisation_counts_rejected_votes_only():
             return Verdict((ballot.advantages > 0).double(), ballot.advantages)
 
     advantages = torch.tensor([1.0, -1.0, 0.0, 0.0] * 8)
-    steered = controller(rule=NoDeadWeight(), renormalise="rollouts")
+    steered = controller(rule=NoDeadWeight(), renormalize="rollouts")
     decision = steered.decide(make_batch(advantages=advantages))
     # 24 of 32 rollouts are kept or had nothing to say
     np.testing.assert_allclose(decision.weights, [32 / 24, 0, 0, 0] * 8)
 
 
-def test_renormalisation_is_bounded():
+def test_renormalization_is_bounded():
     advantages = torch.full((32,), 1.0, dtype=torch.float64)
     advantages[0] = -1
     batch = make_batch(advantages=advantages)
     with pytest.warns(EntropyControlWarning, match="saturated"):
-        _, decision = repeat(controller(0.9, rule="sign", renormalise="rollouts"), batch, 20)
+        _, decision = repeat(controller(0.9, rule="sign", renormalize="rollouts"), batch, 20)
     assert decision.weights.max() == 10
 
 
@@ -166,10 +166,10 @@ def test_metrics_are_finite_floats_and_complete():
 
 
 def test_authority_is_what_the_strongest_pressure_would_add():
-    for batch in (make_batch(seed=1), make_batch(seed=2, optimiser_steps=4)):
+    for batch in (make_batch(seed=1), make_batch(seed=2, optimizer_steps=4)):
         steered = controller()
         metrics = steered.decide(batch).metrics
-        effects = batch.optimiser_steps * effects_of(batch)
+        effects = batch.optimizer_steps * effects_of(batch)
         gain = metrics["entropy/gain_positive"]
         assert gain == metrics["entropy/gain_negative"], "nothing is learnt from one batch"
         # the first guess: all effects together move a twentieth of the entropy

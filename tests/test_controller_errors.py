@@ -10,7 +10,7 @@ import torch
 from rollout_batches import controller, make_batch, repeat
 
 from entrocraft import EntropyController, EntropyControlWarning
-from entrocraft.acceptance import Verdict
+from entrocraft.selection.rules import Verdict
 
 pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
 
@@ -71,7 +71,7 @@ def test_saturation_that_comes_and_goes_is_no_warning():
         ({"schedule": None}, "a rule needs a schedule, e.g. schedule='linear(initial, 0.3, 300)'"),
         ({"rule": "tild"}, "unknown rule 'tild'; choose one of tilt, sign, switch or None"),
         ({"effect": "guess"}, "unknown effect level 'guess'; choose one of sign, sampled, logit"),
-        ({"renormalise": "mean"}, "'none', 'rollouts' or 'tokens', got 'mean'"),
+        ({"renormalize": "mean"}, "'none', 'rollouts' or 'tokens', got 'mean'"),
         ({"feedback": "pid"}, "unknown feedback 'pid'; choose one of plan, pi"),
         ({"rule": "sign", "feedback": "pi"}, "rule 'sign' reads a band and takes no feedback"),
         ({"rule": "sign", "uniform_groups": True}, "uniform_groups needs rule='tilt', got 'sign'"),
@@ -149,7 +149,7 @@ BAD_BATCHES = [
     ({}, {"mask": torch.zeros(32, 6)}, "no response token inside its mask"),
     ({}, {"sensitivity": None}, "effect level 'logit' needs RolloutBatch.sensitivity"),
     ({"rule": "switch"}, {"rewards": None}, "put RolloutBatch.rewards (B,) into the batch"),
-    ({}, {"optimiser_steps": 0}, "optimiser_steps must be above 0, got 0"),
+    ({}, {"optimizer_steps": 0}, "optimizer_steps must be above 0, got 0"),
     ({}, {"drift": math.nan}, "drift must be finite nats, got nan"),
     ({}, {"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
     ({}, {"step": math.nan, "seed": 0}, "a schedule needs a finite step, got nan"),
@@ -177,8 +177,8 @@ def test_sums_have_their_clock_checked_too():
     sums, steered = make_batch().sums(), controller()
     with pytest.raises(TypeError, match="step"):
         steered.decide(sums)
-    with pytest.raises(ValueError, match="optimiser_steps must be above 0, got 0"):
-        steered.decide(sums, step=0, optimiser_steps=0)
+    with pytest.raises(ValueError, match="optimizer_steps must be above 0, got 0"):
+        steered.decide(sums, step=0, optimizer_steps=0)
 
 
 def test_a_warning_turned_into_an_error_is_a_decision_that_never_happened():

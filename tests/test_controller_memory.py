@@ -111,18 +111,18 @@ def test_a_state_of_another_feedback_is_refused_and_changes_nothing():
     assert steered.state_dict() == before
 
 
-def test_the_schedule_is_indexed_by_the_optimiser_step():
+def test_the_schedule_is_indexed_by_the_optimizer_step():
     steered = controller("linear(0.6, 0.3, 300)")
     for step in (0, 150, 300, 20):
-        metrics = steered.decide(make_batch(step, optimiser_steps=4)).metrics
+        metrics = steered.decide(make_batch(step, optimizer_steps=4)).metrics
         assert metrics["entropy/target"] == pytest.approx(0.6 - 0.001 * step)
 
 
 def test_sums_decide_as_their_batch():
-    batch = make_batch(7, optimiser_steps=3, drift=0.01)
+    batch = make_batch(7, optimizer_steps=3, drift=0.01)
     one, two = controller(0.53), controller(0.53)
     a = one.decide(batch)
-    b = two.decide(batch.sums(), step=7, optimiser_steps=3, drift=0.01)
+    b = two.decide(batch.sums(), step=7, optimizer_steps=3, drift=0.01)
     assert torch.equal(a.weights, b.weights)
     assert a.metrics == pytest.approx(b.metrics)
     assert one.state_dict() == two.state_dict()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrocraft.drawing import Drawing, systematic_draw
+from entrocraft.selection.sampling import Drawing, systematic_draw
 
 
 def grid(count):
@@ -141,7 +141,7 @@ def test_a_batch_below_the_effective_size_is_left_alone():
         ({"correction": float("nan")}, "correction must be in [0, 1], got nan"),
         ({"effective_batch": 0}, "effective_batch must be at least 1 rollout, got 0"),
         ({"effective_batch": 5, "draw": False}, "effective_batch thins by chance"),
-        ({"renormalise": "mean"}, "'none', 'rollouts' or 'tokens', got 'mean'"),
+        ({"renormalize": "mean"}, "'none', 'rollouts' or 'tokens', got 'mean'"),
     ],
 )
 def test_bad_settings(changes, message):
@@ -149,16 +149,16 @@ def test_bad_settings(changes, message):
         Drawing(**changes)
 
 
-@pytest.mark.parametrize("renormalise", ["rollouts", "tokens"])
-def test_spare_voters_make_up_for_nothing(renormalise):
-    drawing = Drawing(draw=False, correction=0.5, renormalise=renormalise)
+@pytest.mark.parametrize("renormalize", ["rollouts", "tokens"])
+def test_spare_voters_make_up_for_nothing(renormalize):
+    drawing = Drawing(draw=False, correction=0.5, renormalize=renormalize)
     spare = torch.tensor([False, False, True, True])
     votes = torch.tensor([True, True, True, True])
     tokens = torch.tensor([3.0, 3.0, 5.0, 5.0])
     p = torch.tensor([0.25, 1.0, 0.0, 0.5], dtype=torch.float64)
     weights = drawing.weights(p, votes, tokens, torch.arange(4), 0.5, spare)
     # kept by their probability, scaled by what was rejected of the others alone
-    left = {"rollouts": 3.25 / 4, "tokens": (0.75 + 3 + 10) / 16}[renormalise]
+    left = {"rollouts": 3.25 / 4, "tokens": (0.75 + 3 + 10) / 16}[renormalize]
     expected = torch.tensor([0.25 * 0.25**-0.5, 1.0, 0.0, 0.5], dtype=torch.float64) / left
     np.testing.assert_allclose(weights, expected)
     assert torch.equal(drawing.expected(p, votes, tokens, spare), weights)

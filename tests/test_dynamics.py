@@ -8,17 +8,17 @@ import pytest
 import torch
 import yaml
 
-from entrocraft.cli import main
-from entrocraft.dynamics.anchor import step_direction
-from entrocraft.dynamics.authority import RULES, count_updates
-from entrocraft.dynamics.bench import Bench
-from entrocraft.dynamics.config import DynamicsConfig
-from entrocraft.dynamics.patterns import KINDS, draw_keep, try_patterns
-from entrocraft.dynamics.statistics import bootstrap, explained, fit_line, sign_agreement
-from entrocraft.dynamics.summary import predictions_of, summarise
-from entrocraft.dynamics.theorem import check_theorem, output_space_baseline
+from entrocraft.lab.cli import main
+from entrocraft.lab.dynamics.anchor import step_direction
+from entrocraft.lab.dynamics.authority import RULES, count_updates
+from entrocraft.lab.dynamics.bench import Bench
+from entrocraft.lab.dynamics.config import DynamicsConfig
+from entrocraft.lab.dynamics.patterns import KINDS, draw_keep, try_patterns
+from entrocraft.lab.dynamics.statistics import bootstrap, explained, fit_line, sign_agreement
+from entrocraft.lab.dynamics.summary import predictions_of, summarize
+from entrocraft.lab.dynamics.theorem import check_theorem, output_space_baseline
 from entrocraft.effects import token_statistics
-from entrocraft.models import ReasonerConfig, build_reasoner, build_tokenizer
+from entrocraft.lab.models import ReasonerConfig, build_reasoner, build_tokenizer
 
 
 def entropy(logits):
@@ -83,7 +83,7 @@ def test_a_nearly_certain_token_has_a_finite_baseline_and_a_certain_one_meets_th
 
 
 def test_the_head_in_chunks_gives_the_same_baseline(monkeypatch):
-    from entrocraft.dynamics import theorem
+    from entrocraft.lab.dynamics import theorem
 
     hidden = torch.randn(23, 4, generator=torch.Generator().manual_seed(0))
     head = torch.nn.Linear(4, 9)
@@ -194,15 +194,15 @@ def test_the_interval_covers_the_value_and_is_reproducible():
 def test_the_gain_is_fitted_to_the_cheap_levels_only():
     generator = np.random.default_rng(2)
     rows = [
-        {"stage": stage, "sampled": x, "gradient": x, "realised": gain * x + 0.1 * stage}
+        {"stage": stage, "sampled": x, "gradient": x, "realized": gain * x + 0.1 * stage}
         for stage, gain in ((10, 2.0), (50, -3.0))
         for x in generator.normal(size=8)
     ]
     assert list(predictions_of(rows, "gradient")) == ["unfitted"]
     ways = predictions_of(rows, "sampled")
-    realised = np.array([row["realised"] for row in rows])
-    np.testing.assert_allclose(ways["fitted"], realised)
-    np.testing.assert_allclose(ways["left out"], realised)
+    realized = np.array([row["realized"] for row in rows])
+    np.testing.assert_allclose(ways["fitted"], realized)
+    np.testing.assert_allclose(ways["left out"], realized)
 
 
 def test_every_second_pattern_is_random_and_the_others_keep_one_sign():
@@ -257,7 +257,7 @@ def keys(home, output, **changes):
 @pytest.fixture
 def paid(monkeypatch):
     """Reward that differs inside nearly every group, whatever an untrained model writes."""
-    from entrocraft.training import trainer
+    from entrocraft.lab.training import trainer
 
     def reward(task, problems):
         return lambda completions, **columns: [float(sum(map(ord, c)) % 2) for c in completions]
@@ -274,7 +274,7 @@ def command(home, tmp_path, values, *flags):
 def test_the_command_writes_everything_and_goes_on_where_it_was_stopped(
     home, tmp_path, paid, monkeypatch, capsys
 ):
-    from entrocraft.dynamics import study
+    from entrocraft.lab.dynamics import study
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert command(home, tmp_path, keys(home, whole)) == 0
@@ -288,8 +288,8 @@ def test_the_command_writes_everything_and_goes_on_where_it_was_stopped(
     assert len(results["authority"]) == 2 * len(RULES) * 2
     assert {row["stage"] for row in results["summary"]["patterns"]} == {6, 8, "all"}
     for row in results["patterns"]:
-        assert row["realised"] != 0
-        assert row["gradient"] == pytest.approx(row["realised"], abs=0.01)
+        assert row["realized"] != 0
+        assert row["gradient"] == pytest.approx(row["realized"], abs=0.01)
 
     # stopped before the last authority part
     tried = study.try_rules
@@ -350,9 +350,9 @@ def held(home, tmp_path, check, **changes):
     """Run `check(bench)` in the middle of a real training and return its trainer."""
     from transformers import TrainerCallback
 
-    from entrocraft.models import load_model
-    from entrocraft.tasks import get_task
-    from entrocraft.training.trainer import build_trainer
+    from entrocraft.lab.models import load_model
+    from entrocraft.lab.tasks import get_task
+    from entrocraft.lab.training.trainer import build_trainer
 
     values = keys(home, tmp_path, **changes)
     values["task"] = DynamicsConfig().task
@@ -442,10 +442,10 @@ def test_work_is_counted():
 
 def test_a_summary_of_one_stage_has_no_pool():
     rows = [
-        {"stage": 6, "step": 6, "realised": 0.1 * i, "kind": "random", "kept": 0.5}
+        {"stage": 6, "step": 6, "realized": 0.1 * i, "kind": "random", "kept": 0.5}
         | dict.fromkeys(("sign", "sampled", "logit", "gradient", "anchored"), 0.1 * i)
         for i in range(5)
     ]
-    found = summarise({"patterns": rows, "theorem": [], "authority": []})
+    found = summarize({"patterns": rows, "theorem": [], "authority": []})
     assert {row["stage"] for row in found["patterns"]} == {6}
     assert all(row["r2"] == pytest.approx(1) for row in found["patterns"])

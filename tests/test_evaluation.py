@@ -7,11 +7,11 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig
 
-from entrocraft.evaluation import Evaluation, evaluate, pass_at_k, sample
-from entrocraft.models import ReasonerConfig, build_reasoner, build_tokenizer
-from entrocraft.tasks import get_task
-from entrocraft.tasks.prompts import completion_text, speaks_chat, text_prompt, trainer_prompt
-from entrocraft.tasks.store import stored_problems
+from entrocraft.lab.evaluation import Evaluation, evaluate, pass_at_k, sample
+from entrocraft.lab.models import ReasonerConfig, build_reasoner, build_tokenizer
+from entrocraft.lab.tasks import get_task
+from entrocraft.lab.tasks.prompts import completion_text, speaks_chat, text_prompt, trainer_prompt
+from entrocraft.lab.tasks.store import stored_problems
 
 SHAPE = ReasonerConfig(hidden_size=32, layers=1, heads=2, intermediate_size=32, max_positions=512)
 TASK = get_task("chain_sum")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import trl
 
-import entrocraft.models
-import entrocraft.tasks
-from entrocraft.models import ReasonerConfig, build_reasoner, build_tokenizer
+import entrocraft.lab.models
+import entrocraft.lab.tasks
+from entrocraft.lab.models import ReasonerConfig, build_reasoner, build_tokenizer
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("grpo_*.py"))
 
@@ -20,7 +20,7 @@ def test_example_runs(script, tmp_path, monkeypatch):
     tokenizer = build_tokenizer(shape.max_positions)
     tokenizer.save_pretrained(tmp_path)
     build_reasoner(shape, tokenizer).save_pretrained(tmp_path)
-    monkeypatch.setattr(entrocraft.models, "warm_start", lambda config: tmp_path)
+    monkeypatch.setattr(entrocraft.lab.models, "warm_start", lambda config: tmp_path)
     original = trl.GRPOConfig
 
     def shorter(output_dir, **options):

@@ -18,7 +18,7 @@ from entrocraft.feedback import (
     Situation,
     get_feedback,
 )
-from entrocraft.observer import EntropyObserver
+from entrocraft.feedback.filter import EntropyObserver
 
 
 class Plant:
@@ -195,7 +195,7 @@ def test_state_round_trip_continues_bit_for_bit(make):
     assert np.array_equal(whole, np.concatenate([head, tail]))
 
 
-def test_a_fresh_state_is_serialisable_too():
+def test_a_fresh_state_is_serializable_too():
     for loop in (pi(), Relay(), RecedingHorizon()):
         loop.load_state_dict(json.loads(json.dumps(loop.state_dict())))
         assert not loop.saturated
@@ -371,5 +371,5 @@ def test_loops_by_name():
     assert get_feedback(own) is own
     with pytest.raises(ValueError, match="unknown feedback 'pid'; choose one of plan, pi"):
         get_feedback("pid")
-    with pytest.raises(ValueError, match="horizon must be at least 1 optimiser step, got 0"):
+    with pytest.raises(ValueError, match="horizon must be at least 1 optimizer step, got 0"):
         RecedingHorizon(0)

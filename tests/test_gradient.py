@@ -1,4 +1,4 @@
-"""The gradient level against token-by-token derivatives and against real optimiser steps."""
+"""The gradient level against token-by-token derivatives and against real optimizer steps."""
 
 import copy
 import itertools
@@ -12,8 +12,8 @@ from torch import nn
 from trl_runs import VOCABULARY, tiny_model
 
 from entrocraft.effects import token_statistics
-from entrocraft.gradient import GradientEffect, PolicyBatch
-from entrocraft.trl.policy import TokenPolicy
+from entrocraft.lab.dynamics.gradient import GradientEffect, PolicyBatch
+from entrocraft.trl.head import TokenPolicy
 
 WORDS, ROLLOUTS, LENGTH = 11, 6, 5
 
@@ -229,7 +229,7 @@ def test_a_rank_without_rollouts_reduces_as_often_as_the_others():
     assert reading.sensitivity == []
 
 
-@pytest.mark.parametrize("by", ["requires_grad", "optimiser"])
+@pytest.mark.parametrize("by", ["requires_grad", "optimizer"])
 def test_what_is_frozen_takes_no_part(by):
     policy, batch = bag(), rollouts()
     policy.embedding.requires_grad_(by != "requires_grad")
@@ -243,7 +243,7 @@ def test_what_is_frozen_takes_no_part(by):
     assert_same(reading.sensitivity[0], by_hand(policy, batch, direction))
 
 
-def test_refresh_reuses_the_slope_but_not_the_pushes_nor_the_optimiser():
+def test_refresh_reuses_the_slope_but_not_the_pushes_nor_the_optimizer():
     policy, passes = bag(), []
     policy.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
@@ -343,7 +343,7 @@ def texts(seed=0, rows=4, length=10, keep=6):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_token_policy_says_what_the_models_logits_say(temperature, tied, monkeypatch):
-    monkeypatch.setattr("entrocraft.trl.policy._CHUNK_ELEMENTS", 5 * VOCABULARY)
+    monkeypatch.setattr("entrocraft.trl.head._CHUNK_ELEMENTS", 5 * VOCABULARY)
     model = tiny_model(sharpness=3.0, tie_word_embeddings=tied)
     ids, attention, keep = texts().inputs
     logprobs, entropies = TokenPolicy(model, temperature)(ids, attention, keep)

@@ -12,7 +12,7 @@ from entrocraft import RolloutBatch
 from entrocraft.methods import METHODS, TokenPeer, follows_target, get_method, options_of
 from entrocraft.methods.base import PEERS
 from entrocraft.rollouts import RolloutSums
-from entrocraft.tokens import TokenBatch
+from entrocraft.rollouts.tokens import TokenBatch
 
 REWARDS = [1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 1, 0, math.nan]
 LENGTHS = [3, 5, 2, 7, 4, 4, 1, 6, 2, 2, 3, 9, 5, 0, 6, 4]
@@ -290,7 +290,7 @@ def test_kl_cov(ratio):
     assert torch.allclose(found, published_gradient(loss, batch))
 
 
-def test_kl_cov_penalises_nothing_while_on_policy():
+def test_kl_cov_penalizes_nothing_while_on_policy():
     batch = token_batch(2)
     still = token_batch(2, logprobs=batch.old_logprobs)
     found = get_method("kl_cov", ratio=1.0).reweigh(still)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from entrocraft.methods import get_method
-from entrocraft.tokens import TokenBatch
+from entrocraft.rollouts.tokens import TokenBatch
 
 verl_losses = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed")
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from entrocraft.models import (
+from entrocraft.lab.models import (
     ReasonerConfig,
     WarmStartConfig,
     build_reasoner,
@@ -22,13 +22,13 @@ from entrocraft.models import (
     progress_bar,
     warm_start,
 )
-from entrocraft.models.tokenizer import CHARACTERS
-from entrocraft.tasks import get_task
-from entrocraft.tasks.store import default_cache_dir, stored_problems
+from entrocraft.lab.models.tokenizer import CHARACTERS
+from entrocraft.lab.tasks import get_task
+from entrocraft.lab.tasks.store import default_cache_dir, stored_problems
 
 TOKENIZER = build_tokenizer()
 TINY = ReasonerConfig(hidden_size=16, layers=1, heads=2, intermediate_size=16)
-warm_start_module = import_module("entrocraft.models.warm_start")
+warm_start_module = import_module("entrocraft.lab.models.warm_start")
 
 
 def tiny_config(**changes):

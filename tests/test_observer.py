@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from entrocraft.observer import EntropyObserver, arrival
+from entrocraft.feedback.filter import EntropyObserver, arrival
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])

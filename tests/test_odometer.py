@@ -1,4 +1,4 @@
-"""The realised change: exact expectation on an enumerable policy, and its standard error."""
+"""The realized change: exact expectation on an enumerable policy, and its standard error."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from entrocraft.odometer import change_sums, realised_change, untouched
+from entrocraft.post_update import change_sums, realized_change, untouched
 
 LENGTH, VOCABULARY = 3, 4
 
@@ -84,7 +84,7 @@ def test_samples_scatter_as_the_standard_error_says():
     surprises = []
     for _ in range(400):
         drawn = generator.choice(len(sequences), 64, p=weights)
-        change, stderr = realised_change(sums[drawn], torch.arange(64) // 4)
+        change, stderr = realized_change(sums[drawn], torch.arange(64) // 4)
         surprises.append((change - truth) / stderr)
     assert abs(np.mean(surprises)) < 0.2
     assert 0.85 < np.std(surprises) < 1.25
@@ -96,7 +96,7 @@ def test_prompts_that_differ_drop_out():
     before = torch.rand(32, 1, generator=generator).expand(32, 5)
     mask, logprobs = torch.ones(32, 5), torch.full((32, 5), -1.0)
     sums = change_sums(mask, logprobs, logprobs, before, before + 0.01)
-    change, stderr = realised_change(sums, torch.arange(32) // 4)
+    change, stderr = realized_change(sums, torch.arange(32) // 4)
     assert change == pytest.approx(0.01)
     assert stderr < 1e-6
 
@@ -106,12 +106,12 @@ def test_padding_and_empty_rollouts_do_not_count():
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
     old = torch.tensor([[-1.0, -1.0, nothing], [-1.0, nothing, nothing], [nothing] * 3])
     sums = change_sums(mask, old, old, -old, -2 * old)
-    change, stderr = realised_change(sums)
+    change, stderr = realized_change(sums)
     assert change == pytest.approx(1.0)
     assert math.isfinite(stderr)
-    assert realised_change(sums[1:])[1] == math.inf
+    assert realized_change(sums[1:])[1] == math.inf
     with pytest.raises(ValueError, match="no response token"):
-        realised_change(sums[2:])
+        realized_change(sums[2:])
 
 
 def test_runaway_ratios_are_cut():

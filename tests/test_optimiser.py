@@ -1,4 +1,4 @@
-"""The linearised step against steps that torch's own optimisers take."""
+"""The linearized step against steps that torch's own optimizers take."""
 
 import copy
 
@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrocraft.optimiser import optimiser_momentum, step_response
+from entrocraft.lab.dynamics.optimizer import optimizer_momentum, step_response
 
 SHAPES = ((3, 4), (5,), ())
 
@@ -18,7 +18,7 @@ def normal(generator, dtype=torch.float64):
 
 
 def make(cls, seed=0, steps=3, second_group=None, dtype=torch.float64, **options):
-    """Optimiser of three parameters after `steps` random steps, and slope and gradient for them."""
+    """Optimizer of three parameters after `steps` random steps, and slope and gradient for them."""
     generator = torch.Generator().manual_seed(seed)
     parameters = [torch.nn.Parameter(value) for value in normal(generator, dtype)]
     groups = [{"params": parameters[:1]} | (second_group or {}), {"params": parameters[1:]}]
@@ -181,7 +181,7 @@ def test_a_fresh_adam_needs_the_gradient_to_bound_what_was_never_trained():
         torch.testing.assert_close(without.direction[parameter], (0.1 * h / 1e-8).float())
 
 
-def test_an_accelerated_optimiser_is_looked_into():
+def test_an_accelerated_optimizer_is_looked_into():
     optimizer, slope, gradient = make(torch.optim.AdamW, lr=0.1)
     wrapped = Accelerator(cpu=True).prepare(optimizer)
     assert wrapped is not optimizer
@@ -224,13 +224,13 @@ def test_nothing_is_changed(cls, options, steps):
 
 
 @pytest.mark.parametrize("cls", [torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam])
-def test_an_unknown_optimiser_is_named(cls):
+def test_an_unknown_optimizer_is_named(cls):
     p = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match=rf"SGD, Adam and AdamW, not {cls.__name__};.*'logit'"):
         step_response(cls([p], lr=0.1), {p: torch.ones(2)})
 
 
-def test_an_optimiser_of_other_parameters():
+def test_an_optimizer_of_other_parameters():
     optimizer, slope, _ = make(torch.optim.SGD, lr=0.1)
     with pytest.raises(ValueError, match="holds none of the parameters"):
         step_response(optimizer, {torch.nn.Parameter(p.detach()): h for p, h in slope.items()})
@@ -262,13 +262,13 @@ def test_zeros_leave_the_share_what_it_is(zero):
         (torch.optim.RMSprop, {"momentum": 0.9}, None, None),
     ],
 )
-def test_momentum_of_an_optimiser(cls, options, second_group, expected):
+def test_momentum_of_an_optimizer(cls, options, second_group, expected):
     optimizer, slope, _ = make(cls, lr=0.1, second_group=second_group, **options)
-    assert optimiser_momentum(optimizer) == expected
-    assert optimiser_momentum(Accelerator(cpu=True).prepare(optimizer)) == expected
+    assert optimizer_momentum(optimizer) == expected
+    assert optimizer_momentum(Accelerator(cpu=True).prepare(optimizer)) == expected
     if expected is not None:
         assert step_response(optimizer, slope).momentum == expected
 
 
-def test_no_optimiser_has_no_momentum():
-    assert optimiser_momentum(None) is None
+def test_no_optimizer_has_no_momentum():
+    assert optimizer_momentum(None) is None

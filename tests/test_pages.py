@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from entrocraft.report.style import style as drawing_style
+from entrocraft.lab.report.style import style as drawing_style
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -43,8 +43,8 @@ def test_columns_of_pass_at_k_are_in_order_of_k():
     assert peers.pass_keys([{"group": "GRPO", name: None} for name in names]) == ordered
 
 
-def spread(centre, n=5):
-    return {"centre": centre, "low": centre / 2, "high": centre * 2, "n": n}
+def spread(center, n=5):
+    return {"center": center, "low": center / 2, "high": center * 2, "n": n}
 
 
 def test_the_table_of_peers_is_ordered_by_error_and_says_what_was_tried():

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from entrocraft.report import (
+from entrocraft.lab.report import (
     RunError,
     control_figure,
     describe,
@@ -28,22 +28,22 @@ from entrocraft.report import (
     render_table,
     reward_figure,
     save_png,
-    summarise,
+    summarize,
     to_svg,
     verdict,
     write_report,
 )
-from entrocraft.report.curves import curve, usual_limit
-from entrocraft.report.groups import UNSTEERED_NOTE, duration, table_notes, table_rows
-from entrocraft.report.intervals import (
+from entrocraft.lab.report.curves import curve, usual_limit
+from entrocraft.lab.report.groups import UNSTEERED_NOTE, duration, table_notes, table_rows
+from entrocraft.lab.report.intervals import (
     INTERVAL_NOTE,
     bootstrap_interval,
     interquartile_mean,
     spread_of,
 )
-from entrocraft.report.marks import smooth
-from entrocraft.report.page import DARK
-from entrocraft.report.style import BLUE, NARROW, VERMILION, WIDE, place_apart
+from entrocraft.lab.report.marks import smooth
+from entrocraft.lab.report.page import DARK
+from entrocraft.lab.report.style import BLUE, NARROW, VERMILION, WIDE, place_apart
 
 
 def write_run(
@@ -80,8 +80,8 @@ def records(
                 "entropy/pressure": 0.1,
                 "entropy/chosen_change": 0.002,
                 "entropy/predicted_change": 0.001,
-                "entropy/realised_change": 0.0005 * (step % 5),
-                "entropy/realised_change_stderr": 0.0004,
+                "entropy/realized_change": 0.0005 * (step % 5),
+                "entropy/realized_change_stderr": 0.0004,
                 "entropy/kept_fraction": 0.8,
                 "entropy/authority_up": 0.004,
                 "entropy/authority_down": -0.006,
@@ -230,7 +230,7 @@ def test_summary_against_hand_computed_values(tmp_path):
     run = load_run(
         write_run(tmp_path, records(offset=0.01), seed=7, command=["entrocraft", "train", "a b"])
     )
-    s = summarise(run)
+    s = summarize(run)
     assert s.tracking_error == pytest.approx(0.01)  # steps 30 and 40; 20 is still burn-in
     assert s.tracking_bias == pytest.approx(0.01)
     assert s.tracking_end == pytest.approx(0.01)
@@ -258,13 +258,13 @@ def test_target_is_interpolated_between_logged_steps(tmp_path):
         {"step": 25, "entropy/probe": 0.36},
         {"step": 30, "entropy/target": 0.3},
     ]
-    s = summarise(load_run(write_run(tmp_path, log)))
+    s = summarize(load_run(write_run(tmp_path, log)))
     assert s.tracking_error == pytest.approx(0.01)  # target 0.35 at step 25
 
 
 def test_describe_judges_honestly(tmp_path):
     def words(log, rule="tilt"):
-        s = summarise(load_run(write_run(tmp_path, log, rule=rule)))
+        s = summarize(load_run(write_run(tmp_path, log, rule=rule)))
         return verdict(s), describe(s)
 
     followed = words(records(offset=0.01))
@@ -288,18 +288,18 @@ def test_describe_judges_honestly(tmp_path):
 def test_describe_a_run_that_left_the_target_at_the_end(tmp_path):
     log = records()
     log[-1]["entropy/probe"] = 0.1
-    s = summarise(load_run(write_run(tmp_path, log)))
+    s = summarize(load_run(write_run(tmp_path, log)))
     assert s.tracking_error == pytest.approx(0.1)
     assert verdict(s) == "missed"
     log += [{"step": step, "entropy/target": 0.3, "entropy/probe": 0.3} for step in range(41, 46)]
     log.append({"step": 46, "entropy/target": 0.3, "entropy/probe": 0.2})
-    s = summarise(load_run(write_run(tmp_path, log)))
+    s = summarize(load_run(write_run(tmp_path, log)))
     assert verdict(s) == "left"
     assert "0.100 below it at the last probe" in describe(s)
 
 
 def test_uncontrolled_run_is_not_judged(tmp_path):
-    s = summarise(load_run(write_run(tmp_path, records(offset=-0.1, control=False), rule=None)))
+    s = summarize(load_run(write_run(tmp_path, records(offset=-0.1, control=False), rule=None)))
     assert verdict(s) is None
     assert describe(s).startswith("Nothing steered entropy; it fell from 0.50 to 0.20 nats.")
     assert s.saturated_share is None
@@ -311,10 +311,10 @@ def test_seeds_are_aggregated(tmp_path):
         for i in range(3)
     ]
     dirs.append(write_run(tmp_path / "[plain]", records(control=False), rule=None))
-    summaries = [summarise(load_run(d)) for d in dirs]
+    summaries = [summarize(load_run(d)) for d in dirs]
     tilt, plain = group_summaries(summaries)
     spread = tilt.spread(lambda s: s.tracking_error)
-    assert (spread.centre, spread.low, spread.high) == pytest.approx((0.01, 0.0, 0.02))
+    assert (spread.center, spread.low, spread.high) == pytest.approx((0.01, 0.0, 0.02))
     assert tilt.seeds == "0, 1, 2"
     assert "followed the target in 3 of 3 runs" in describe_group(tilt)
     assert describe_group(plain) == describe(summaries[3])
@@ -359,9 +359,9 @@ def test_interval_against_a_bootstrap_in_numpy(n):
 def test_equal_values_and_few_values_have_a_spread():
     assert spread_of([0.1] * 5) == spread_of([0.1, None, *[0.1] * 4])
     same = spread_of([0.1] * 5)
-    assert (same.centre, same.low, same.high, same.n) == (0.1, 0.1, 0.1, 5)
+    assert (same.center, same.low, same.high, same.n) == (0.1, 0.1, 0.1, 5)
     two = spread_of([0.3, None, 0.1])
-    assert (two.centre, two.low, two.high, two.n) == (0.2, 0.1, 0.3, 2)
+    assert (two.center, two.low, two.high, two.n) == (0.2, 0.1, 0.3, 2)
     assert not two.has_interval
     assert spread_of([0.1]).low == 0.1
     assert spread_of([None]) is None
@@ -377,7 +377,7 @@ def seeds_of(path: Path, n: int, **options: object) -> list[Path]:
 @pytest.mark.parametrize(("seeds", "noted"), [(1, False), (2, False), (3, True)])
 def test_the_interval_is_explained_where_there_is_one(tmp_path, seeds, noted):
     dirs = seeds_of(tmp_path, seeds)
-    summaries = [summarise(load_run(d)) for d in dirs]
+    summaries = [summarize(load_run(d)) for d in dirs]
     (row,) = table_rows(summaries)
     assert (table_notes([row]) == [INTERVAL_NOTE]) is noted
     assert row.cells[0].range == ["", "0.000 to 0.010", "[0.000, 0.020]"][seeds - 1]
@@ -393,13 +393,13 @@ def test_interval_of_shares_is_written_in_percent(tmp_path):
     dirs = seeds_of(tmp_path, 3)
     log = [record | {"entropy/saturated": 1} for record in records()]
     write_run(dirs[1], log, seed=1)
-    (row,) = table_rows([summarise(load_run(d)) for d in dirs])
+    (row,) = table_rows([summarize(load_run(d)) for d in dirs])
     assert (row.cells[5].value, row.cells[5].range) == ("50 %", "[25, 100] %")
 
 
 def test_group_table_is_plain_data(tmp_path):
     dirs = [*seeds_of(tmp_path, 4), write_run(tmp_path / "GRPO", records(control=False), None)]
-    summaries = [summarise(load_run(d)) for d in dirs]
+    summaries = [summarize(load_run(d)) for d in dirs]
     tilt, plain = json.loads(json.dumps(group_table(summaries), allow_nan=False))
     assert (tilt["group"], tilt["seeds"], tilt["runs"], tilt["steered"]) == (
         "tilt",
@@ -407,11 +407,11 @@ def test_group_table_is_plain_data(tmp_path):
         4,
         True,
     )
-    error = {"centre": 0.015, "low": 0.0, "high": 0.03, "n": 4}
+    error = {"center": 0.015, "low": 0.0, "high": 0.03, "n": 4}
     assert tilt["tracking_error"] == pytest.approx(error)
-    assert tilt["pass@4"] == pytest.approx({"centre": 0.8, "low": 0.8, "high": 0.8, "n": 4})
-    assert tilt["seconds"] == {"centre": 80.0, "low": 80.0, "high": 80.0, "n": 4}
-    assert tilt["kept_fraction"]["centre"] == pytest.approx(0.8)
+    assert tilt["pass@4"] == pytest.approx({"center": 0.8, "low": 0.8, "high": 0.8, "n": 4})
+    assert tilt["seconds"] == {"center": 80.0, "low": 80.0, "high": 80.0, "n": 4}
+    assert tilt["kept_fraction"]["center"] == pytest.approx(0.8)
     assert (plain["seeds"], plain["steered"], plain["saturated_share"]) == ([], False, None)
     assert plain["final_reward"]["n"] == 1
 
@@ -421,10 +421,10 @@ def test_time_is_the_plain_mean(tmp_path):
     for seed, seconds in enumerate((10.0, 20.0, 30.0, 100.0)):
         log = [{"step": 1, "reward": 0.5, "seconds": seconds}]
         dirs.append(write_run(tmp_path / f"a-seed{seed}", log, seed=seed))
-    summaries = [summarise(load_run(d)) for d in dirs]
+    summaries = [summarize(load_run(d)) for d in dirs]
     assert table_rows(summaries)[0].cells[-1].value == "40 s"
     seconds = group_table(summaries)[0]["seconds"]
-    assert seconds == {"centre": 40.0, "low": 10.0, "high": 100.0, "n": 4}
+    assert seconds == {"center": 40.0, "low": 10.0, "high": 100.0, "n": 4}
     assert [duration(s) for s in (59.7, 125, 3725)] == ["1 min 0 s", "2 min 5 s", "1 h 2 min"]
 
 
@@ -489,7 +489,7 @@ def test_many_groups_have_a_panel_each(crowd, width):
     assert [label.get_text() for label in shares.get_yticklabels()] == names
     for drawn in (figure, reward, control_figure(runs, width)):
         svg = to_svg(drawn, "x", "x")
-        assert set(re.findall(r"var\(--(\w{6}),", svg)) <= {colour[1:] for colour in DARK}
+        assert set(re.findall(r"var\(--(\w{6}),", svg)) <= {color[1:] for color in DARK}
 
 
 def test_a_curve_that_leaves_its_panel_is_marked(crowd):
@@ -687,12 +687,12 @@ def test_report_needs_runs_and_a_place(tmp_path):
 )
 def test_whatever_was_logged_can_be_drawn(tmp_path, log):
     run = load_run(write_run(tmp_path, log, rule="sign"))
-    assert describe(summarise(run))
+    assert describe(summarize(run))
     for figure in (entropy_figure([run]), reward_figure([run]), control_figure([run])):
         assert figure is None or to_svg(figure, "x", "x").endswith("</svg>")
 
 
-def test_figures_agree_on_colours_and_leave_settings_alone(tmp_path):
+def test_figures_agree_on_colors_and_leave_settings_alone(tmp_path):
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
@@ -702,9 +702,9 @@ def test_figures_agree_on_colours_and_leave_settings_alone(tmp_path):
     ]
     entropy, control = entropy_figure(runs), control_figure(runs)
     assert control_figure(runs[:1]) is None
-    tilt_colour = "#d55e00"  # the second name's, in the figure that shows only this run too
+    tilt_color = "#d55e00"  # the second name's, in the figure that shows only this run too
     for figure in (entropy, control):
-        assert tilt_colour in {line.get_color() for line in figure.axes[0].lines}
+        assert tilt_color in {line.get_color() for line in figure.axes[0].lines}
     assert to_svg(reward_figure(runs), "r", 'a "<b>"').startswith("<svg viewBox=")
     save_png(entropy, tmp_path / "x.png")
     assert dict(mpl.rcParams) == before
@@ -719,7 +719,7 @@ def test_small_helpers():
 
 def test_the_package_imports_lightly():
     code = (
-        "import sys, entrocraft.report as r; heavy = {'matplotlib', 'jinja2', 'rich', 'scipy'}; "
+        "import sys, entrocraft.lab.report as r; heavy = {'matplotlib', 'jinja2', 'rich', 'scipy'}; "
         "assert not heavy & {m for m in sys.modules if 'entrocraft' not in m} - before; r.Run"
     )
     code = f"import sys; import entrocraft; before = set(sys.modules); {code}"

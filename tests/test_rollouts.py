@@ -131,7 +131,7 @@ def test_stderr_of_one_cluster_is_unknown():
         ({"logprobs": torch.zeros(6, 4)}, "logprobs has shape (6, 4), expected (6, 5) ((B, T)"),
         ({"entropies": torch.zeros(5, 6)}, "entropies has shape (5, 6), expected (6, 5)"),
         ({"sensitivity": torch.zeros(6)}, "sensitivity has shape (6,), expected (6, 5)"),
-        ({"optimiser_steps": 0}, "optimiser_steps must be above 0, got 0"),
+        ({"optimizer_steps": 0}, "optimizer_steps must be above 0, got 0"),
         ({"entropies": -torch.ones(6, 5)}, "never negative: pass -sum p log p"),
         ({"logprobs": torch.ones(6, 5)}, "never positive: pass log p"),
     ],

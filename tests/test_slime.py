@@ -53,7 +53,7 @@ def expected(batches, by_token=False):
         )
         if not by_token:  # slime's usual loss is a mean over samples
             sums = replace(sums, token_weight=1 / sums.tokens)
-        yield controller.decide(sums, step=2 * step, optimiser_steps=2)
+        yield controller.decide(sums, step=2 * step, optimizer_steps=2)
 
 
 @pytest.mark.parametrize("by_token", [False, True])
@@ -71,11 +71,11 @@ def test_the_hook_gives_the_controllers_decisions(by_token):
     assert 0 < int((decision.weights == 0).sum()) < 24
 
 
-def test_the_clock_counts_the_optimiser_steps_of_a_global_batch_size(tmp_path):
+def test_the_clock_counts_the_optimizer_steps_of_a_global_batch_size(tmp_path):
     sizes = {"rollout_batch_size": 4, "n_samples_per_prompt": 6, "global_batch_size": 8}
     args = arguments(num_steps_per_rollout=None, save=str(tmp_path), **sizes)
     slime.control_advantages(args, samples())
-    assert json.loads((tmp_path / "entrocraft.json").read_text())["optimiser_steps"] == 3
+    assert json.loads((tmp_path / "entrocraft.json").read_text())["optimizer_steps"] == 3
 
 
 def test_memory_goes_on_where_it_was(tmp_path):
@@ -83,7 +83,7 @@ def test_memory_goes_on_where_it_was(tmp_path):
     decisions = list(expected(batches))
     for data in batches[:2]:
         slime.control_advantages(arguments(save=str(tmp_path)), data)
-    assert json.loads((tmp_path / "entrocraft.json").read_text())["optimiser_steps"] == 4
+    assert json.loads((tmp_path / "entrocraft.json").read_text())["optimizer_steps"] == 4
     slime._state.clear()
     for data, decision in zip(batches[2:], decisions[2:], strict=True):
         slime.control_advantages(arguments(load=str(tmp_path)), data)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrocraft.tasks import SPLITS, TASKS, Problem, extract_answer, get_task, split_of
-from entrocraft.tasks.countdown import bare_expression, random_chain, solution_chains
-from entrocraft.tasks.expressions import evaluate, evaluate_chain, normalize
+from entrocraft.lab.tasks import SPLITS, TASKS, Problem, extract_answer, get_task, split_of
+from entrocraft.lab.tasks.countdown import bare_expression, random_chain, solution_chains
+from entrocraft.lab.tasks.expressions import evaluate, evaluate_chain, normalize
 
 OPERATORS = {
     "+": lambda a, b: a + b,
@@ -348,7 +348,7 @@ def test_making_problems_leaves_the_global_random_state():
     # In a process of its own: the library disturbs the state when it is first imported.
     code = (
         "import random; random.seed(5); before = random.getstate();"
-        "from entrocraft.tasks import get_task; get_task('chain_sum').problems('eval', 3);"
+        "from entrocraft.lab.tasks import get_task; get_task('chain_sum').problems('eval', 3);"
         "assert before == random.getstate()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

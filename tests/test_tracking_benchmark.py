@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 from scipy import stats
 
-from entrocraft.models import ReasonerConfig, build_reasoner, build_tokenizer
+from entrocraft.lab.models import ReasonerConfig, build_reasoner, build_tokenizer
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SHAPE = ReasonerConfig(hidden_size=32, layers=1, heads=2, intermediate_size=32, max_positions=512)
@@ -214,7 +214,7 @@ def quick_cells(monkeypatch):
 
     monkeypatch.setattr(tracking.Cell, "start", start)
     monkeypatch.setattr(tracking, "measure", measure)
-    monkeypatch.setattr("entrocraft.training.run.prepare_model", lambda config, console: "")
+    monkeypatch.setattr("entrocraft.lab.training.run.prepare_model", lambda config, console: "")
 
 
 def test_every_finished_cell_is_written_and_a_failed_one_is_not(

@@ -14,16 +14,16 @@ import pytest
 import yaml
 from training_runs import config_file, keys, make_home
 
-from entrocraft.cli import main
-from entrocraft.models import WarmStartConfig
-from entrocraft.parsing import config_from_mapping
-from entrocraft.tasks import get_task
-from entrocraft.training.comparison import CompareConfig
-from entrocraft.training.config import TaskConfig, TrainConfig
-from entrocraft.training.directory import RunDirectory
-from entrocraft.training.recorder import read_records
-from entrocraft.training.run import prepare_model
-from entrocraft.training.trainer import trainer_arguments
+from entrocraft.lab.cli import main
+from entrocraft.lab.models import WarmStartConfig
+from entrocraft.lab.parsing import config_from_mapping
+from entrocraft.lab.tasks import get_task
+from entrocraft.lab.training.comparison import CompareConfig
+from entrocraft.lab.training.config import TaskConfig, TrainConfig
+from entrocraft.lab.training.directory import RunDirectory
+from entrocraft.lab.training.recorder import read_records
+from entrocraft.lab.training.run import prepare_model
+from entrocraft.lab.training.trainer import trainer_arguments
 
 WALL = ("seconds",)
 
@@ -79,7 +79,7 @@ def test_algorithms_and_trl_options(home, tmp_path, algorithm, trainer):
 
 
 def test_a_chat_model_from_disk_takes_the_same_path(home, tmp_path, monkeypatch):
-    from entrocraft.training import run as module
+    from entrocraft.lab.training import run as module
 
     seen = []
     build = module.build_trainer
@@ -189,7 +189,7 @@ def test_numbers_are_checked_by_their_keys(wrong, message):
 
 
 def test_a_task_with_less_than_one_batch_of_problems_is_refused():
-    from entrocraft.training.trainer import build_trainer
+    from entrocraft.lab.training.trainer import build_trainer
 
     config = TrainConfig(task=TaskConfig("chain_sum"), prompts=4)
     few = get_task("chain_sum").problems("train", 3)
@@ -214,7 +214,7 @@ def test_wrong_keys_of_warm_start_and_task_are_named(tmp_path, capsys, flags, me
 
 def test_a_part_of_the_warm_starts_shape_can_be_changed(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("entrocraft.training.run.warm_start", lambda *args: seen.append(args[0]))
+    monkeypatch.setattr("entrocraft.lab.training.run.warm_start", lambda *args: seen.append(args[0]))
     config = TrainConfig(warm_start={"reasoner": {"layers": 1}, "steps": 7})
     prepare_model(config)
     usual = WarmStartConfig.for_task("countdown")
@@ -259,13 +259,13 @@ def test_ctrl_c_says_where_the_run_goes_on(home, tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     file = config_file(tmp_path / "c.yaml", keys(home, tmp_path / "run", steps=3))
-    monkeypatch.setattr("entrocraft.training.run.train", stop)
+    monkeypatch.setattr("entrocraft.lab.training.run.train", stop)
     assert main(["train", file]) == 130
     assert "no checkpoint was written yet (save_every), the same" in capsys.readouterr().err
     monkeypatch.undo()
     assert main(["train", file]) == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-3")
-    monkeypatch.setattr("entrocraft.training.run.train", stop)
+    monkeypatch.setattr("entrocraft.lab.training.run.train", stop)
     for flags, words in (
         ([], "the same command goes on from step 2"),
         (["--resume", "false"], "the same command without resume=false goes on from step 2"),

@@ -4,8 +4,8 @@ import pytest
 import torch
 from trl_runs import CONTROLLED, Recording, make_trainer
 
-from entrocraft.training.advantages import with_changed_advantages
-from entrocraft.training.config import TrainConfig
+from entrocraft.lab.training.advantages import with_changed_advantages
+from entrocraft.lab.training.config import TrainConfig
 
 
 def asked(kind="grpo", steps=3, **changes):

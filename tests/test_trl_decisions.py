@@ -52,10 +52,10 @@ def test_the_loss_sees_the_decisions_advantages(kind):
     control = Recording("linear(initial, 1.5, 8)", seed=3)
     trainer = make_trainer(kind, WITNESSES[kind], entropy_control=control, max_steps=8, **REUSED)
     trainer.train()
-    # 16 rollouts serve 8 micro-batches of 4, of which 2 make an optimiser step
+    # 16 rollouts serve 8 micro-batches of 4, of which 2 make an optimizer step
     assert [clock for _, clock in control.asked] == [
-        {"step": 0, "optimiser_steps": 4, "drift": None, "momentum": 0.9},
-        {"step": 4, "optimiser_steps": 4, "drift": None, "momentum": 0.9},
+        {"step": 0, "optimizer_steps": 4, "drift": None, "momentum": 0.9},
+        {"step": 4, "optimizer_steps": 4, "drift": None, "momentum": 0.9},
     ]
     assert len(trainer.micro_batches) == 16
     for index, (batch, decision) in enumerate(zip(trainer.batches, control.answered, strict=True)):
@@ -88,16 +88,16 @@ def test_the_loss_sees_the_decisions_advantages(kind):
                 "steps_per_generation": 2,
                 "gradient_accumulation_steps": 4,
             },
-            # two generation batches make one optimiser step
+            # two generation batches make one optimizer step
             [(0, 0.5), (0, 0.5), (1, 0.5), (1, 0.5), (2, 0.5), (2, 0.5)],
         ),
     ],
 )
-def test_the_clock_is_the_optimiser_step(settings, clocks):
+def test_the_clock_is_the_optimizer_step(settings, clocks):
     control = Recording("linear(3, 2, 3)")
     trainer = make_trainer(entropy_control=control, max_steps=3, **settings)
     trainer.train()
-    told = [(clock["step"], clock["optimiser_steps"]) for _, clock in control.asked]
+    told = [(clock["step"], clock["optimizer_steps"]) for _, clock in control.asked]
     assert told == clocks
     targets = [answer.metrics["entropy/target"] for answer in control.answered]
     assert targets == pytest.approx([3 - step / 3 for step, _ in clocks])

@@ -18,11 +18,11 @@ from peft import LoraConfig
 from trl_runs import CONTROLLED, PLAIN, REUSED, generation_batch, make_trainer, rows, tiny_model
 
 from entrocraft import Decision, EntropyController
-from entrocraft.trl.gradient import GradientReader
+from entrocraft.lab.dynamics.trl_gradient import GradientReader
 
 ONE = {"max_steps": 1}
 MANY = REUSED | {"max_steps": 4}
-"""4 optimiser steps, each on half of the rollouts, in 2 micro-batches."""
+"""4 optimizer steps, each on half of the rollouts, in 2 micro-batches."""
 
 SPLIT = {
     "per_device_train_batch_size": 4,
@@ -30,7 +30,7 @@ SPLIT = {
     "gradient_accumulation_steps": 4,
     "max_steps": 1,
 }
-"""One optimiser step in 4 micro-batches."""
+"""One optimizer step in 4 micro-batches."""
 
 PART = {
     "per_device_train_batch_size": 8,
@@ -38,7 +38,7 @@ PART = {
     "gradient_accumulation_steps": 2,
     "max_steps": 1,
 }
-"""Two generation batches make one optimiser step."""
+"""Two generation batches make one optimizer step."""
 
 # a rollout less changes the norm: what is foretold exactly is the whole batch
 CLIPPED = {"max_grad_norm": 0.05, "learning_rate": 2e-4, "keep": lambda _, n: torch.ones(n)}
@@ -155,7 +155,7 @@ def change_of_entropy(trainer, index=0):
 
 def assert_foretold(trainer, method, rel):
     asked = method.asked[0]
-    foretold = asked.clock["optimiser_steps"] * asked.effect
+    foretold = asked.clock["optimizer_steps"] * asked.effect
     assert abs(foretold) > 1e-7
     assert change_of_entropy(trainer) == pytest.approx(foretold, rel=rel)
 
@@ -175,7 +175,7 @@ def test_grpo(loss_type, level, settings):
     trainer, method = trained(loss_type=loss_type, importance_sampling_level=level, **settings)
     tokens = method.asked[0].sums.tokens
     assert len(tokens) == 16
-    assert int(tokens.min()) < int(tokens.max())  # or normalisers by length would go untested
+    assert int(tokens.min()) < int(tokens.max())  # or normalizers by length would go untested
     # bnpo divides by the tokens of micro-batches that are yet to be drawn; luspo's steps are long
     rel = 0.05 if settings is not ONE and loss_type in ("bnpo", "luspo") else 0.01
     assert_foretold(trainer, method, rel)
@@ -190,7 +190,7 @@ def test_rloo(settings):
 def test_a_batch_that_is_half_a_step(kind):
     # the second half is rejected as a whole, so the step is the first half's
     trainer, method = trained(kind, keep=first_batch_alone, **PART)
-    assert [asked.clock["optimiser_steps"] for asked in method.asked] == [0.5, 0.5]
+    assert [asked.clock["optimizer_steps"] for asked in method.asked] == [0.5, 0.5]
     assert_foretold(trainer, method, rel=0.01)
 
 
@@ -431,7 +431,7 @@ def trained_by(cls, before, **settings):
 
 
 @pytest.mark.parametrize("optim", ["adafactor", "rmsprop"])
-def test_unknown_optimisers(optim):
+def test_unknown_optimizers(optim):
     refused(r"knows torch's SGD, Adam and AdamW, not .*choose effect='logit'", optim=optim)
 
 
@@ -526,9 +526,9 @@ def test_inputs_besides_text(name):
     refused(f"reads text alone; this batch also holds {name}; use effect='logit'", Asking)
 
 
-def test_before_training_there_is_no_optimiser():
+def test_before_training_there_is_no_optimizer():
     trainer = make_trainer(entropy_control=Chosen())
-    with pytest.raises(ValueError, match=r"needs the optimiser, which exists once train\(\)"):
+    with pytest.raises(ValueError, match=r"needs the optimizer, which exists once train\(\)"):
         generation_batch(trainer)
 
 
@@ -565,7 +565,7 @@ def ranks(output_dir):
         seen[kind] = {
             "before": before,
             "after": after,
-            "foretold": method.asked[0].clock["optimiser_steps"] * method.asked[0].effect,
+            "foretold": method.asked[0].clock["optimizer_steps"] * method.asked[0].effect,
             "sensitivity": method.asked[0].sums.sensitivity.tolist(),
         }
     (output_dir / f"{rank}.json").write_text(json.dumps(seen))
@@ -601,8 +601,8 @@ def test_two_processes(tmp_path):
         assert a["sensitivity"] == b["sensitivity"]
         assert len(a["sensitivity"]) == 16
         tokens = a["before"][1] + b["before"][1]
-        realised = (a["after"][0] + b["after"][0] - a["before"][0] - b["before"][0]) / tokens
-        assert realised == pytest.approx(a["foretold"], rel=0.02), kind
+        realized = (a["after"][0] + b["after"][0] - a["before"][0] - b["before"][0]) / tokens
+        assert realized == pytest.approx(a["foretold"], rel=0.02), kind
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Rejecting by advantage 0 gives the gradient of the batch without the rejected rollouts.
 
 Same direction for every loss of the installed TRL; the length is that of a fixed share: of the
-rollouts kept, or of their tokens, whichever the loss normalises by.
+rollouts kept, or of their tokens, whichever the loss normalizes by.
 """
 
 import warnings

@@ -133,11 +133,11 @@ def test_kl_cov_has_its_published_gradient_in_every_loss_that_it_fits(loss):
     covariance = (spread - spread[mask].mean()) * (moved - moved[mask].mean())
     least = covariance[mask].topk(int(0.2 * int(mask.sum()))).values.min()
 
-    def penalised(logprobs):
+    def penalized(logprobs):
         log_ratio = logprobs - batch["old_per_token_logps"]
         return -advantages * log_ratio.exp() + 0.7 * (covariance >= least) * log_ratio.abs()
 
-    torch.testing.assert_close(found, published(penalised, weight, moved))
+    torch.testing.assert_close(found, published(penalized, weight, moved))
 
 
 # ---------------------------------------------------------------- several updates per batch

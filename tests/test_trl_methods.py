@@ -253,7 +253,7 @@ def test_aent_adds_its_clamped_entropy_to_the_loss():
 
 
 @pytest.mark.skipif(not HAS_BONUS, reason="this TRL has no entropy bonus")
-def test_aent_adapts_after_every_optimiser_step():
+def test_aent_adapts_after_every_optimizer_step():
     control = get_method("aent", 9e-1, bonus=0.005, rate=0.001)
     trainer = make_trainer(entropy_control=control, max_steps=8, **REUSED)
     trainer.train()

@@ -8,7 +8,7 @@ from trl_runs import REUSED, WITNESSES, Recording, make_trainer, rows, tiny_mode
 
 from entrocraft import EntropyController
 
-CHANGE = "entropy/realised_change"
+CHANGE = "entropy/realized_change"
 
 
 def score(batch, weights):
@@ -77,9 +77,9 @@ def test_prompts_that_were_not_trained_on_are_asked_alone():
             decision.advantages[8:] = 0.0
             return decision
 
-        def realised(self, change, stderr, trained):
+        def realized(self, change, stderr, trained):
             self.answered.append((change, trained))
-            return super().realised(change, stderr, trained)
+            return super().realized(change, stderr, trained)
 
     control = Picky("constant(initial)")
     trainer = make_trainer(
@@ -104,14 +104,14 @@ def test_prompts_that_were_not_trained_on_are_asked_alone():
 
 def test_the_method_knows_before_the_checkpoint_and_before_the_next_decision():
     class Diary(Recording):
-        def realised(self, change, stderr, trained):
-            self.asked.append("realised")
-            return super().realised(change, stderr, trained)
+        def realized(self, change, stderr, trained):
+            self.asked.append("realized")
+            return super().realized(change, stderr, trained)
 
     control = Diary("constant(initial)")
     make_trainer(entropy_control=control, max_steps=3).train()
-    kinds = ["realised" if entry == "realised" else "decided" for entry in control.asked]
-    assert kinds == ["decided", "realised"] * 3
+    kinds = ["realized" if entry == "realized" else "decided" for entry in control.asked]
+    assert kinds == ["decided", "realized"] * 3
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_a_method_that_weighs_tokens_sees_all_processes(seen):
     assert first["model"] == second["model"]
     assert first["memory"] == second["memory"]
     assert first["alphas"] == second["alphas"]
-    assert len(first["alphas"]) == 8  # 4 optimiser steps of 2 micro-batches
+    assert len(first["alphas"]) == 8  # 4 optimizer steps of 2 micro-batches
     summed = 0.0
     pairs = zip(first["entropies"], second["entropies"], strict=True)
     for (mine, theirs), alpha in zip(pairs, first["alphas"], strict=True):

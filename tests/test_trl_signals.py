@@ -107,7 +107,7 @@ def test_signals_equal_their_definitions(kind, settings, temperature):
 
 @pytest.mark.parametrize(("kind", "settings"), CASES, ids=NAMES)
 def test_entropy_equals_trls_metric_on_the_same_batch(kind, settings):
-    # one optimiser step for each generation batch and equal lengths: TRL's mean is exact then
+    # one optimizer step for each generation batch and equal lengths: TRL's mean is exact then
     settings = settings | {
         "num_iterations": 1,
         "gradient_accumulation_steps": settings.get("steps_per_generation", 1),

@@ -14,7 +14,7 @@ from trl_runs import (
     tiny_model,
 )
 
-from entrocraft.trl.gradient import loss_coefficients
+from entrocraft.lab.dynamics.trl_gradient import loss_coefficients
 
 
 def partial(completions, **columns):

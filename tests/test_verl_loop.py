@@ -56,8 +56,8 @@ def test_the_launcher_with_two_updates_a_batch(tmp_path):
     assert targets(metrics) == pytest.approx(line(metrics, 2))
     for step in metrics:
         # the batch was scored again after its update
-        assert abs(step["entropy/realised_change"]) < 1
-        assert step["entropy/realised_change_stderr"] > 0
+        assert abs(step["entropy/realized_change"]) < 1
+        assert step["entropy/realized_change_stderr"] > 0
         # rejected rollouts train nothing: some rows have the advantage 0
         assert step["critic/advantages/min"] < 0 < step["critic/advantages/max"]
     log = (tmp_path / "run.log").read_text()
@@ -83,7 +83,7 @@ def test_two_workers_padding_checkpoints_and_a_resume(tmp_path):
         memory[step] = json.loads(file.read_text())
         assert memory[step]["method"]["decisions"] == step
         # 32 rows with padding in mini-batches of 16
-        assert memory[step]["optimiser_steps"] == 2 * step
+        assert memory[step]["optimizer_steps"] == 2 * step
     resumed = verl_runs.run(tmp_path, steps=3, name="resumed", **options)
     assert len(resumed) == 1
     check(resumed)
@@ -93,7 +93,7 @@ def test_two_workers_padding_checkpoints_and_a_resume(tmp_path):
     later = json.loads(last.read_text())
     assert later["method"]["decisions"] == 3
     assert later["method"]["goal"] == memory[2]["method"]["goal"]
-    assert later["optimiser_steps"] == 6
+    assert later["optimizer_steps"] == 6
 
 
 def test_partial_rollouts_by_the_entry_point(tmp_path):
@@ -108,7 +108,7 @@ def test_partial_rollouts_by_the_entry_point(tmp_path):
     check(metrics)
     assert targets(metrics) == pytest.approx(line(metrics, 1))
     assert max(step["training/off_policy/trajectory_staleness/max"] for step in metrics) > 0
-    assert "entropy/realised_change" not in metrics[0]
+    assert "entropy/realized_change" not in metrics[0]
 
 
 def test_bypass_mode_makes_the_pass_that_verl_leaves_out(tmp_path):
@@ -145,4 +145,4 @@ def test_bypass_mode_makes_the_pass_that_verl_leaves_out(tmp_path):
     assert targets(again) == pytest.approx(targets(metrics)[1:])
     memory = json.loads((tmp_path / "other" / "global_step_2" / "entrocraft.json").read_text())
     assert memory["method"]["decisions"] == 2
-    assert memory["optimiser_steps"] == 2
+    assert memory["optimizer_steps"] == 2

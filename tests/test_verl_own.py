@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("verl", reason="verl is not installed")
 
-# advantages of several trajectories, losses and their normalisers, rollout correction (bypass
+# advantages of several trajectories, losses and their normalizers, rollout correction (bypass
 # mode), metrics, the environment of Ray's workers
 FILES = (
     "trainer/test_multi_trajectories_advantage_on_cpu.py",

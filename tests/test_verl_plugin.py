@@ -28,7 +28,7 @@ from entrocraft.methods import METHODS, get_method
 from entrocraft.verl import plugin, trainers
 from entrocraft.verl.__main__ import _prepare, arguments_for_verl
 from entrocraft.verl.engine import FLAG, SENSITIVITY
-from entrocraft.verl.memory import checkpoint_folder, read_memory, write_memory
+from entrocraft.verl.checkpoint import checkpoint_folder, read_memory, write_memory
 from entrocraft.verl.plugin import MODES, trainer_name
 from entrocraft.verl.settings import method_of
 from entrocraft.verl.trainers import EntropyControlMixin, check_seams
@@ -149,7 +149,7 @@ def test_methods_that_weigh_tokens_start_from_each_tokens_own_advantage():
     tokens = torch.randn(rows.mask.shape, generator=torch.Generator().manual_seed(1)) * rows.mask
     trainer = object.__new__(EntropyControlMixin)
     trainer.entropy_control = get_method("clip_b", mu=1e6)  # nothing is clipped
-    trainer._optimiser_steps = 0.0
+    trainer._optimizer_steps = 0.0
     assert torch.allclose(trainer._reweighed(rows, tokens), tokens)
 
 
@@ -176,13 +176,13 @@ def test_only_a_steps_first_mini_batch_is_measured_again(trigger):
     trainer = object.__new__(Trainer)
     trainer.entropy_control = EntropyController("0.5")
     trainer.local_trigger_step = trigger
-    trainer._optimiser_steps = 3.0
+    trainer._optimizer_steps = 3.0
     trainer._before = rollouts, rollouts.trained(rows.advantages)
     trainer._update_actor("batch", metrics)
-    assert trainer._optimiser_steps == 4.0
+    assert trainer._optimizer_steps == 4.0
     assert measured == ([] if trigger else ["batch"])
     if trigger == 0:
-        assert metrics["entropy/realised_change"] == pytest.approx(0.1, abs=1e-6)
+        assert metrics["entropy/realized_change"] == pytest.approx(0.1, abs=1e-6)
 
 
 def test_an_unknown_verl_is_refused_loudly(monkeypatch, caplog):
@@ -328,8 +328,8 @@ def test_memory_lies_beside_verls_checkpoint(tmp_path):
     assert checkpoint_folder(named, 7) == tmp_path / "old" / "global_step_7"
     # what is saved later in the same run goes to the new place
     assert checkpoint_folder(named, 8) == tmp_path / "new" / "global_step_8"
-    write_memory(automatic, {"method": {"a": 1}, "optimiser_steps": 28.0})
-    assert read_memory(automatic) == {"method": {"a": 1}, "optimiser_steps": 28.0}
+    write_memory(automatic, {"method": {"a": 1}, "optimizer_steps": 28.0})
+    assert read_memory(automatic) == {"method": {"a": 1}, "optimizer_steps": 28.0}
     assert [file.name for file in automatic.iterdir()] == ["entrocraft.json"]
 
 
@@ -418,5 +418,5 @@ def test_memory_is_json(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         state = method_of(config(schedule="0.4")).state_dict()
-        write_memory(tmp_path, {"method": state, "optimiser_steps": 0.0})
+        write_memory(tmp_path, {"method": state, "optimizer_steps": 0.0})
     assert json.loads((tmp_path / "entrocraft.json").read_text())["method"] == state

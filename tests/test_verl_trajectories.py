@@ -56,13 +56,13 @@ def test_the_same_batch_gives_the_decision_that_the_trl_adapter_gets():
         sensitivity=rows.sensitivity[real],
         rewards=rows.rewards[real],
         group=prompt,
-        optimiser_steps=2,
+        optimizer_steps=2,
     )
     for rule, effect in (("tilt", "logit"), ("tilt", "sampled"), ("sign", None), ("switch", None)):
         ours, theirs = (EntropyController(0.4, rule, effect, seed=3) for _ in range(2))
         rollouts = Trajectories(rows)
         for _ in range(3):
-            decision = ours.decide(rollouts.sums(), step=3, optimiser_steps=2)
+            decision = ours.decide(rollouts.sums(), step=3, optimizer_steps=2)
             expected = theirs.decide(plain)
             assert torch.equal(decision.weights, expected.weights)
             assert torch.equal(decision.advantages, expected.advantages)

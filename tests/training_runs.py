@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from entrocraft.models import ReasonerConfig, build_reasoner, build_tokenizer
+from entrocraft.lab.models import ReasonerConfig, build_reasoner, build_tokenizer
 
 SHAPE = ReasonerConfig(hidden_size=32, layers=1, heads=2, intermediate_size=32, max_positions=512)
 CHAT = (

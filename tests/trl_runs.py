@@ -62,7 +62,7 @@ REUSED = {
     "gradient_accumulation_steps": 2,
     "num_iterations": 2,
 }
-"""16 rollouts in 4 micro-batches, used twice: 4 optimiser steps for each generation batch."""
+"""16 rollouts in 4 micro-batches, used twice: 4 optimizer steps for each generation batch."""
 
 TIMES = ("time", "per_second")
 
@@ -150,7 +150,7 @@ def make_trainer(kind: str = "grpo", cls: type | None = None, **settings: Any) -
 
 
 def rows(trainer: Any, *, times: bool = False) -> list[dict[str, Any]]:
-    """Logged rows of the optimiser steps, without what the clock decides."""
+    """Logged rows of the optimizer steps, without what the clock decides."""
     kept = [row for row in trainer.state.log_history if "loss" in row]
     if times:
         return kept

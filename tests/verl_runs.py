@@ -18,8 +18,8 @@ import psutil
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from entrocraft.models import ReasonerConfig, build_reasoner, build_tokenizer
-from entrocraft.tasks import Problem, get_task
+from entrocraft.lab.models import ReasonerConfig, build_reasoner, build_tokenizer
+from entrocraft.lab.tasks import Problem, get_task
 
 SHIMS = ("verl_cpu.platform", "verl_cpu.rollout")
 SHAPE = ReasonerConfig(hidden_size=32, layers=2, heads=2, intermediate_size=64)
@@ -85,7 +85,7 @@ def command(
         trainer_mode: verl's `trainer.v1.trainer_mode`.
         prompts: prompts per step.
         generations: completions per prompt.
-        mini_batch: prompts per optimiser step, all by default.
+        mini_batch: prompts per optimizer step, all by default.
         response_length: longest completion, in tokens.
         reward: name of a reward function of this module.
         model: directory of a model and its tokenizer, instead of an untrained one.

@@ -13,7 +13,7 @@ __all__ = ["AdaptiveBonus"]
 class AdaptiveBonus(Peer):
     """Skywork-OR1's adaptive entropy coefficient, as TRL has it.
 
-    With H the entropy of the last optimiser step and h the target::
+    With H the entropy of the last optimizer step and h the target::
 
         c <- min(c + delta, highest) if H <= h else max(c - delta, lowest)
         L = L_policy - (c if H <= h else 0) mean_t H_t
@@ -26,7 +26,7 @@ class AdaptiveBonus(Peer):
     H < h and acts on the present step's entropy, TRL's on the last one's.
 
     Args:
-        delta: change of the coefficient per optimiser step.
+        delta: change of the coefficient per optimizer step.
         lowest: smallest coefficient.
         highest: largest coefficient.
     """

@@ -19,14 +19,14 @@ class AEnt(Peer):
     """AEnt: ``L = L_policy - c mean_t Hc_t`` with an adaptive c.
 
     Hc is the clamped entropy: of each distribution the ``floor(V clamp)`` least likely tokens are
-    dropped and the rest is normalised anew. After `warmup` optimiser steps::
+    dropped and the rest is normalized anew. After `warmup` optimizer steps::
 
         c <- clip(c - rate (min(0, Hc - low) + max(0, Hc - high)), smallest, largest)
 
     c never is negative, so AEnt can weaken its bonus but not push entropy down. With a schedule as
     target, low and high are both the target and cannot be given, and the entropy that the schedule
     speaks of, that of the whole vocabulary, takes the place of Hc in this rule; it is measured once
-    for a batch of rollouts and holds for all its optimiser steps. The `entropy` in TRL's own log is
+    for a batch of rollouts and holds for all its optimizer steps. The `entropy` in TRL's own log is
     Hc, since that is what its bonus averages.
 
     Source: Shen, AEnt (arXiv 2509.03493); AReaL's recipe: c 0.001, clamp 0.2, bounds 0.1 and 0.5,
@@ -37,10 +37,10 @@ class AEnt(Peer):
         clamp: share of the vocabulary that is dropped.
         low: c rises while Hc is below, nats; None for 0.1, or with a schedule.
         high: c falls while Hc is above, nats; None for 0.5, or with a schedule.
-        rate: change of c per nat and optimiser step.
+        rate: change of c per nat and optimizer step.
         smallest: least c.
         largest: greatest c.
-        warmup: optimiser steps before c moves.
+        warmup: optimizer steps before c moves.
     """
 
     follows = True
@@ -94,7 +94,7 @@ class AEnt(Peer):
         return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
 
     def stepped(self, bonus: float) -> dict[str, float]:
-        """Adapt c after an optimiser step, whose mean clamped entropy was `bonus`."""
+        """Adapt c after an optimizer step, whose mean clamped entropy was `bonus`."""
         self._steps += 1
         if self._steps > self.warmup:
             low, high = min(0.0, bonus - self.low), max(0.0, bonus - self.high)

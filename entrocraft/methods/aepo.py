@@ -12,7 +12,7 @@ __all__ = ["AEPO"]
 
 @peer("aepo")
 class AEPO(Peer):
-    """Arbitrary entropy policy optimisation: hot successes raise entropy, cold ones lower it.
+    """Arbitrary entropy policy optimization: hot successes raise entropy, cold ones lower it.
 
     A share of the batch's prompts is sampled once more, hot if H <= h and cold if not. Of these
     rollouts those with an advantage above 0.05, `rows` at most and half of them if H > h, take the

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from entrocraft import schedules
-from entrocraft.acceptance import SUCCESS
-from entrocraft.goal import Goal
+from entrocraft.selection.rules import SUCCESS
+from entrocraft.feedback.target import Goal
 from entrocraft.method import Clock, Decision, ExtraRollouts
 from entrocraft.rollouts import RolloutBatch, RolloutSums
-from entrocraft.tokens import TokenBatch
+from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = [
     "PEERS",
@@ -53,7 +53,7 @@ _Class = TypeVar("_Class", bound="type[Peer]")
 
 @dataclass(frozen=True)
 class Reading:
-    """What a decision starts from: optimiser step, entropy of the batch, target (nats per token).
+    """What a decision starts from: optimizer step, entropy of the batch, target (nats per token).
 
     `target` is None for a method that was given none.
     """
@@ -129,7 +129,7 @@ class Peer:
         self.goal.prepare(vocabulary, steps)
 
     def target(self, step: int) -> float | None:
-        """Target entropy at an optimiser step, nats per token; None while it is not known."""
+        """Target entropy at an optimizer step, nats per token; None while it is not known."""
         return self.goal.target(step)
 
     def decide(self, batch: RolloutBatch | RolloutSums, **clock: Any) -> Decision:
@@ -198,7 +198,7 @@ class Peer:
         return {}
 
     def memory(self) -> dict[str, Any]:
-        """Everything the method remembers besides its target's anchor, JSON-serialisable."""
+        """Everything the method remembers besides its target's anchor, JSON-serializable."""
         return {}
 
     def recall(self, memory: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from entrocraft.methods.base import TokenPeer, checked, peer
-from entrocraft.tokens import TokenBatch
+from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["ClipV"]
 
@@ -25,7 +25,7 @@ class ClipV(TokenPeer):
 
     Source: Wang et al., On the Entropy Dynamics in Reinforcement Fine-Tuning (arXiv
     2602.03392), mu 8.5 and at most 1e-4 of the tokens; Trinity-RFT, branch example/entropy. The
-    threshold is not centred although the standard deviation is, as there. The limit on their number
+    threshold is not centerd although the standard deviation is, as there. The limit on their number
     is shared out evenly over processes.
 
     Args:

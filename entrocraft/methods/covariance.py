@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from entrocraft.tokens import TokenBatch
+from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["token_covariance"]
 

@@ -1,4 +1,4 @@
-"""GRPO without its two normalisers."""
+"""GRPO without its two normalizers."""
 
 from __future__ import annotations
 

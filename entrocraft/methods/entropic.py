@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from entrocraft.methods.base import UNCLIPPED, TokenPeer, checked, peer
-from entrocraft.tokens import TokenBatch
+from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["EntroPIC"]
 

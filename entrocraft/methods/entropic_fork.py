@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from entrocraft.acceptance import SUCCESS
+from entrocraft.selection.rules import SUCCESS
 from entrocraft.methods.base import Reading, RewardPeer, checked, peer
 from entrocraft.rollouts import RolloutSums
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from entrocraft.methods.base import PPO_LOSSES, TokenPeer, checked, peer
-from entrocraft.tokens import TokenBatch
+from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["ERC"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from entrocraft.methods.base import UNCLIPPED, TokenPeer, checked, peer
 from entrocraft.methods.covariance import token_covariance
-from entrocraft.tokens import TokenBatch
+from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["KLCov"]
 

@@ -66,7 +66,7 @@ def _warn_in_mid_batch(args: Any, step: int) -> None:
         warnings.warn(
             f"step {step} lies in the middle of a rollout batch: the trainer makes new rollouts "
             "there, so the run goes on, but not as the uninterrupted one; for exact resumption let "
-            "save_steps be a multiple of the optimiser steps per rollout batch",
+            "save_steps be a multiple of the optimizer steps per rollout batch",
             EntropyControlWarning,
             stacklevel=3,
         )

@@ -12,18 +12,18 @@ from accelerate.utils import broadcast, gather
 from torch import Tensor
 
 from entrocraft import schedules
-from entrocraft.acceptance import RULES
+from entrocraft.selection.rules import RULES
 from entrocraft.controller import EntropyController
 from entrocraft.method import Decision, EntropyControlWarning, EntropyMethod
 from entrocraft.methods import METHODS, get_method
-from entrocraft.optimiser import StepResponse, optimiser_momentum
+from entrocraft.lab.dynamics.optimizer import StepResponse, optimizer_momentum
 from entrocraft.rollouts import RolloutBatch, RolloutSums
 from entrocraft.trl.checkpoint import EntropyControlState
 from entrocraft.trl.extra import join_extra_rollouts
-from entrocraft.trl.gradient import GradientReader
-from entrocraft.trl.odometer import Odometer
+from entrocraft.lab.dynamics.trl_gradient import GradientReader
+from entrocraft.trl.rescoring import Odometer
 from entrocraft.trl.options import apply_settings, check_loss, with_options
-from entrocraft.trl.policy import has_dropout
+from entrocraft.trl.head import has_dropout
 from entrocraft.trl.signals import SignalRecorder, Signals
 from entrocraft.trl.tokens import TokenHook
 
@@ -46,7 +46,7 @@ class EntropyControlMixin(_Trainer):
 
     Once per generation batch, after TRL has computed advantages, the method decides on all ranks'
     rollouts together; each process gets its slice back. Rejected rollouts keep their place with
-    advantage 0: masks, normalisers, the KL term and logged completions stay TRL's. Evaluation is
+    advantage 0: masks, normalizers, the KL term and logged completions stay TRL's. Evaluation is
     untouched.
 
     Args:
@@ -176,7 +176,7 @@ class EntropyControlMixin(_Trainer):
             sensitivity, response = self._differentiate(self._gradient, output, mask, signals)
         args = self.args
         micro_batches = args.steps_per_generation * self.num_iterations
-        optimiser_steps = micro_batches / args.gradient_accumulation_steps
+        optimizer_steps = micro_batches / args.gradient_accumulation_steps
         local = RolloutBatch(
             step=self.state.global_step,
             advantages=advantages,
@@ -195,9 +195,9 @@ class EntropyControlMixin(_Trainer):
         decision = self.entropy_control.decide(
             sums,
             step=self.state.global_step,
-            optimiser_steps=optimiser_steps,
+            optimizer_steps=optimizer_steps,
             drift=None if response is None else response.underway,
-            momentum=optimiser_momentum(self.optimizer) if response is None else response.momentum,
+            momentum=optimizer_momentum(self.optimizer) if response is None else response.momentum,
         )
         ready = decision.advantages.to(advantages.device, advantages.dtype)
         if self.accelerator.num_processes > 1:
@@ -209,7 +209,7 @@ class EntropyControlMixin(_Trainer):
         if self._tokens is not None:
             self._tokens.decided(self, output, mask, signals)
         if self._odometer is not None:
-            self._odometer.depart(output, mask, signals, optimiser_steps)
+            self._odometer.depart(output, mask, signals, optimizer_steps)
         for name, value in decision.metrics.items():
             self._metrics["train"][name].append(value)
         self._log_kept([bool(weight) for weight in decision.weights])
@@ -217,7 +217,7 @@ class EntropyControlMixin(_Trainer):
     def _differentiate(
         self, reader: GradientReader, output: dict[str, Any], mask: Tensor, signals: Signals
     ) -> tuple[Tensor, StepResponse]:
-        """Token sensitivities through shared parameters, and what the optimiser makes of them."""
+        """Token sensitivities through shared parameters, and what the optimizer makes of them."""
         self._together(lambda: reader.check(self, output))
         passes = self._together(lambda: reader.passes(self, output, mask, signals))
         return reader.read(self, passes)

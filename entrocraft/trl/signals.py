@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from entrocraft.effects import TOKEN_LEVELS, token_statistics
-from entrocraft.trl.policy import finish_logits, inner_model
+from entrocraft.trl.head import finish_logits, inner_model
 
 __all__ = ["SignalRecorder", "Signals"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from entrocraft.control import ControlConfig
+from entrocraft.settings import ControlConfig
 from entrocraft.method import EntropyMethod
 from entrocraft.methods import Peer
-from entrocraft.parsing import config_from_mapping
+from entrocraft.lab.parsing import config_from_mapping
 
 __all__ = ["SECTION", "method_of"]
 

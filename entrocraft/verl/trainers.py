@@ -19,10 +19,10 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from entrocraft.effects import TOKEN_LEVELS
 from entrocraft.method import Decision, EntropyMethod
-from entrocraft.odometer import change_sums, tell_change
-from entrocraft.tokens import TokenBatch
+from entrocraft.post_update import change_sums, tell_change
+from entrocraft.rollouts.tokens import TokenBatch
 from entrocraft.verl.engine import FLAG, SENSITIVITY
-from entrocraft.verl.memory import checkpoint_folder, read_memory, write_memory
+from entrocraft.verl.checkpoint import checkpoint_folder, read_memory, write_memory
 from entrocraft.verl.plugin import SUPPORTED, trainer_name
 from entrocraft.verl.settings import method_of
 from entrocraft.verl.trajectories import Rows, Trajectories
@@ -74,8 +74,8 @@ class EntropyControlMixin(_Trainer):
     """Adds entropy control to one of verl's V1 trainers: put it before the trainer's class.
 
     After verl has computed advantages, the method decides once on the rollouts of a batch; rows of
-    one rollout share its fate, rows of padding have none. Masks and normalisers stay verl's.
-    The schedule's clock counts optimiser steps: a batch that makes four mini-batches takes four.
+    one rollout share its fate, rows of padding have none. Masks and normalizers stay verl's.
+    The schedule's clock counts optimizer steps: a batch that makes four mini-batches takes four.
 
     Attributes:
         mode: verl's own name of the trainer.
@@ -90,7 +90,7 @@ class EntropyControlMixin(_Trainer):
     def __init__(self, config: Any) -> None:
         self.entropy_control = method_of(config)
         self.last_decision = None
-        self._optimiser_steps = 0.0
+        self._optimizer_steps = 0.0
         self._before: tuple[Trajectories, Tensor] | None = None
         self._measured: dict[str, Any] | None = None
         with open_dict(config):
@@ -111,7 +111,7 @@ class EntropyControlMixin(_Trainer):
         return self.config.actor_rollout_ref.actor
 
     def _usual_steps(self) -> float:
-        """Optimiser steps of a training step, as configured."""
+        """Optimizer steps of a training step, as configured."""
         actor = self._actor
         return self.config.data.train_batch_size / actor.ppo_mini_batch_size * actor.ppo_epochs
 
@@ -211,8 +211,8 @@ class EntropyControlMixin(_Trainer):
         sums = rollouts.sums()
         decision = self.entropy_control.decide(
             sums,
-            step=round(self._optimiser_steps),
-            optimiser_steps=self._steps_of(batch),
+            step=round(self._optimizer_steps),
+            optimizer_steps=self._steps_of(batch),
             momentum=self._momentum(),
         )
         advantages = rollouts.advantages(sums, decision)
@@ -283,7 +283,7 @@ class EntropyControlMixin(_Trainer):
         assert rows.entropies is not None
         real = ~rows.padding
         tokens = TokenBatch(
-            step=round(self._optimiser_steps),
+            step=round(self._optimizer_steps),
             advantages=advantages[real],
             mask=rows.mask[real],
             logprobs=rows.logprobs[real],
@@ -297,7 +297,7 @@ class EntropyControlMixin(_Trainer):
         return weighed
 
     def _steps_of(self, batch: Any) -> float:
-        """Optimiser steps that the actor makes of a batch."""
+        """Optimizer steps that the actor makes of a batch."""
         actor = self._actor
         rows = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
         return len(batch) / rows * actor.ppo_epochs
@@ -311,7 +311,7 @@ class EntropyControlMixin(_Trainer):
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         steps = self._steps_of(batch)
         batch = super()._update_actor(batch, metrics)
-        self._optimiser_steps += steps
+        self._optimizer_steps += steps
         before, self._before = self._before, None
         if self.local_trigger_step > 0:
             # separate_async scores later mini-batches of a step under the step's first weights, so
@@ -341,7 +341,7 @@ class EntropyControlMixin(_Trainer):
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
         memory = {
             "method": self.entropy_control.state_dict(),
-            "optimiser_steps": self._optimiser_steps,
+            "optimizer_steps": self._optimizer_steps,
         }
         write_memory(folder, memory)
         super()._save_checkpoint()
@@ -352,9 +352,9 @@ class EntropyControlMixin(_Trainer):
             memory = read_memory(checkpoint_folder(self.config, self.global_steps))
             if memory is not None:
                 self.entropy_control.load_state_dict(memory["method"])
-                self._optimiser_steps = memory["optimiser_steps"]
+                self._optimizer_steps = memory["optimizer_steps"]
             else:
-                self._optimiser_steps = self.global_steps * self._usual_steps()
+                self._optimizer_steps = self.global_steps * self._usual_steps()
 
 
 def _padded(nested: Tensor) -> Tensor:

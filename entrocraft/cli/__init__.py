@@ -1,5 +1,0 @@
-"""The `entrocraft` command."""
-
-from entrocraft.cli.main import main
-
-__all__ = ["main"]

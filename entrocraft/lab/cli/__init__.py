@@ -1,0 +1,5 @@
+"""The `entrocraft` command."""
+
+from entrocraft.lab.cli.main import main
+
+__all__ = ["main"]

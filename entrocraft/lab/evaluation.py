@@ -1,0 +1,208 @@
+"""Sample a policy on problems it is never trained on: pass@k, and its entropy on a fixed probe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from entrocraft.effects import token_statistics
+from entrocraft.rollouts import RolloutSums
+from entrocraft.lab.tasks import Problem, Task
+from entrocraft.lab.tasks.prompts import text_prompt
+
+__all__ = ["Estimate", "Evaluation", "evaluate", "pass_at_k", "sample"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its standard error over problems."""
+
+    value: float
+    stderr: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Behavior of a policy on a set of problems.
+
+    Attributes:
+        entropy: token mean over responses at the sampling temperature, nats per token.
+        correct: (problems,) number of right answers among `samples`.
+        samples: completions per problem.
+        length: mean response length in tokens, end token included.
+        finished: share of responses that end by themselves.
+    """
+
+    entropy: Estimate
+    correct: Tensor
+    samples: int
+    length: float
+    finished: float
+
+    def pass_at(self, k: int) -> Estimate:
+        """Probability that at least one of k samples is right; unbiased, see `pass_at_k`."""
+        values = torch.tensor([pass_at_k(self.samples, int(c), k) for c in self.correct])
+        spread = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+        return Estimate(float(values.mean()), spread)
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Unbiased pass@k of one problem, ``1 - C(n - c, k) / C(n, k)`` (Chen et al., 2021, eq. 1).
+
+    >>> pass_at_k(samples=4, correct=1, k=1), pass_at_k(samples=4, correct=1, k=4)
+    (0.25, 1.0)
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} needs at least {k} samples a problem, got {samples}")
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    seed: int | None = 0,
+    special_tokens: bool = True,
+    sampling: Mapping[str, Any] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Complete prompts; the global random state is left as it was.
+
+    Args:
+        prompts: B prompts.
+        max_new_tokens: longest completion, end token included.
+        temperature: of sampling.
+        seed: of the sampling; None decodes greedily.
+        special_tokens: let the tokenizer add its own; a rendered chat template has them already.
+        sampling: further options of transformers' `GenerationConfig`, such as top_p. The model's
+            own generation defaults are left out, as in training.
+
+    Returns:
+        Token ids (B, P + T), attention mask of the prompts (B, P), and mask of response tokens,
+        end token included, (B, T).
+    """
+    batch = tokenizer(
+        list(prompts),
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=special_tokens,
+    ).to(model.device)
+    drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} | dict(sampling or {})
+    options = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        do_sample=seed is not None,
+        **({} if seed is None else drawn),
+    )
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), _own_defaults(model, options):
+        torch.manual_seed(seed or 0)
+        ids = model.generate(  # type: ignore[operator]
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=options,
+        )
+    ended = ids[:, batch["input_ids"].shape[1] :] == tokenizer.eos_token_id
+    # a token belongs to the response unless an end token came before it
+    return ids, batch["attention_mask"], ended.cumsum(1) - ended.long() == 0
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    problems: Sequence[Problem],
+    *,
+    samples: int = 1,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int | None = 0,
+    chat: bool = False,
+    batch_size: int = 1024,
+    sampling: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Sample each problem `samples` times, verify the answers, measure the entropy.
+
+    The same seed and weights give the same result. Dropout is off, the training mode is put back.
+    Entropy is that of the softmax at `temperature`, before top_p and the like.
+    """
+    asked = [problem for problem in problems for _ in range(samples)]
+    training = model.training
+    model.eval()
+    parts = []
+    try:
+        for start in range(0, len(asked), batch_size):
+            part = asked[start : start + batch_size]
+            ids, attention, mask = sample(
+                model,
+                tokenizer,
+                [text_prompt(problem, tokenizer, chat) for problem in part],
+                max_new_tokens,
+                temperature=temperature,
+                seed=None if seed is None else seed + start,
+                special_tokens=not chat,
+                sampling=sampling,
+            )
+            answers = ids[:, -mask.shape[1] :]
+            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+            right = [task.verify(*pair) >= 1 for pair in zip(part, texts, strict=True)]
+            nats = (_entropies(model, ids, attention, mask, temperature) * mask).sum(1)
+            ended = ((answers == tokenizer.eos_token_id) & mask).any(1)
+            columns = [nats.cpu(), mask.sum(1).cpu(), torch.tensor(right), ended.cpu()]
+            parts.append(torch.stack([column.double() for column in columns]))
+    finally:
+        model.train(training)
+    entropies, lengths, correct, finished = torch.cat(parts, dim=1)
+    sums = RolloutSums(
+        advantages=torch.zeros_like(lengths),
+        tokens=lengths,
+        logprob=-entropies,
+        entropy=entropies,
+        group=torch.arange(len(asked)) // samples,
+    )
+    return Evaluation(
+        entropy=Estimate(sums.mean_entropy(), sums.entropy_stderr()),
+        correct=correct.view(-1, samples).sum(1),
+        samples=samples,
+        length=float(lengths.mean()),
+        finished=float(finished.mean()),
+    )
+
+
+@contextmanager
+def _own_defaults(model: PreTrainedModel, options: GenerationConfig) -> Iterator[None]:
+    """Keep `generate` from filling gaps with the model's own generation defaults."""
+    before = model.generation_config
+    model.generation_config = options
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def _entropies(
+    model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: Tensor, temperature: float
+) -> Tensor:
+    """Entropy of the distribution that each response token was drawn from: (B, T), nats."""
+    width = mask.shape[1]
+    full = torch.cat([attention, mask.to(attention.dtype)], dim=1)
+    rows = max(1, 2**26 // (ids.shape[1] * model.config.get_text_config().vocab_size))
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(ids), rows):
+            part = ids[start : start + rows]
+            logits = model(part, attention_mask=full[start : start + rows]).logits
+            tokens = part[:, -width:]
+            parts.append(token_statistics(logits[:, -width - 1 : -1], tokens, temperature).entropy)
+    return torch.cat(parts)

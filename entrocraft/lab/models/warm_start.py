@@ -1,0 +1,309 @@
+"""Supervised warm start: teach a tiny reasoner the format, the arithmetic and a little of the task.
+
+Reinforcement learning needs a policy that is right now and then. The warm start makes one within
+minutes on one processor core and keeps it on disk: what the same configuration made once is
+loaded the next time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+
+from entrocraft.lab.evaluation import evaluate
+from entrocraft.lab.models.reasoner import ReasonerConfig, build_reasoner
+from entrocraft.lab.models.tokenizer import build_tokenizer
+from entrocraft.lab.tasks import Problem, Task, get_task
+from entrocraft.lab.tasks.store import default_cache_dir, stored_problems
+
+# Part of the cache key: raise it when the same configuration no longer gives the same model.
+FORMAT_VERSION = 1
+RECORD = "warm_start.json"
+_IGNORED = -100
+
+Progress = Callable[[str, int, int, "float | None"], None]
+"""Called with (stage, done, total, loss in nats per token or None)."""
+
+
+@dataclass
+class WarmStartConfig:
+    """Everything that decides which model a warm start makes.
+
+    Attributes:
+        task: name of a task.
+        task_options: its options, where they differ from the defaults.
+        reasoner: shape of the model.
+        problems: number of train-split problems to draw demonstrations from.
+        steps: optimizer steps.
+        batch_size: demonstrations a step.
+        learning_rate: peak learning rate of AdamW; linear warm-up, then cosine decay to zero.
+        skill: share of demonstrations that are right on purpose, in [0, 1].
+        max_new_tokens: longest completion when measuring, eos included.
+        probe_problems: number of probe-split problems to measure on.
+        seed: seed of weights, problems, demonstrations and batches.
+    """
+
+    task: str = "countdown"
+    task_options: dict[str, Any] = field(default_factory=dict)
+    reasoner: ReasonerConfig = field(default_factory=ReasonerConfig)
+    problems: int = 3000
+    steps: int = 400
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    skill: float = 1.0
+    max_new_tokens: int = 16
+    probe_problems: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("problems", "steps", "batch_size", "max_new_tokens", "probe_problems"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; use at least 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate}; use a positive one")
+        if not 0 <= self.skill <= 1:
+            raise ValueError(f"skill={self.skill} is a probability; use a number in [0, 1]")
+        get_task(self.task, **self.task_options)
+
+    @classmethod
+    def for_task(cls, task: str, **changes: Any) -> WarmStartConfig:
+        """Tested settings for a task, with ``changes`` to any field.
+
+        Raises:
+            ValueError: for a task without tested settings.
+        """
+        if task not in PRESETS:
+            raise ValueError(
+                f"there is no tiny model for the task {task!r}, only for "
+                f"{', '.join(sorted(PRESETS))}; give a model of your own (model: PATH)"
+            )
+        return cls(**{"task": task, **PRESETS[task], **changes})
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "countdown": {},
+    "chain_sum": {"problems": 1000, "skill": 0.5},
+}
+"""Fields of :class:`WarmStartConfig` for each task, where they differ from the defaults.
+
+Prime factorization has no entry: within these minutes the model learns the numbers it saw by heart
+and factorizes next to none of the others.
+"""
+
+
+def cache_key(config: WarmStartConfig) -> str:
+    """Name of a configuration's directory: sha256 of its canonical JSON and the format version.
+
+    Options left at their defaults count with their value, so that spelling them out changes
+    nothing and a new default is a new key.
+    """
+    content = asdict(config)
+    content["task_options"] = asdict(get_task(config.task, **config.task_options))
+    canonical = json.dumps(
+        {"format": FORMAT_VERSION, "config": content}, sort_keys=True, separators=(",", ":")
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def warm_start(
+    config: WarmStartConfig,
+    cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Make a warm-started reasoner, or find it in the cache.
+
+    The directory is a usual model directory (``from_pretrained`` reads it) and holds
+    ``warm_start.json`` besides: ``config``, ``measurement`` (accuracy, and token-mean entropy in
+    nats, on probe problems), ``parameters``, ``loss`` and ``seconds``.
+    It appears in one piece: a killed run leaves nothing that a later one could mistake for a
+    model, and of two processes making the same model one result stays. The global random states
+    are left as they were.
+
+    Args:
+        config: what to make.
+        cache_dir: where models are kept; :func:`default_cache_dir` where ``None``.
+        progress: called as training goes on, for example :func:`progress_bar`.
+
+    Returns:
+        The model directory.
+    """
+    cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    root = cache / "models"
+    final = root / cache_key(config)
+    if (final / RECORD).is_file():
+        return final
+    root.mkdir(parents=True, exist_ok=True)
+    # Same file system as the final place, so that the move is one step.
+    partial = Path(tempfile.mkdtemp(prefix=f"{final.name[:12]}.partial-", dir=root))
+    try:
+        _make(config, partial, cache, progress or _silent)
+        _publish(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def _silent(stage: str, done: int, total: int, loss: float | None) -> None:
+    """Progress that shows nothing."""
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Move a finished directory to its place, unless another process was faster."""
+    # mkdtemp gives access to its owner only; a model directory is an ordinary one.
+    partial.chmod(0o755)
+    try:
+        os.replace(partial, final)
+    except OSError:
+        if (final / RECORD).is_file():
+            return
+        # A directory without a record was not made by us, or somebody deleted files in it.
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+
+
+def _make(config: WarmStartConfig, directory: Path, cache_dir: Path, progress: Progress) -> None:
+    """Train, measure and save a reasoner into an existing directory."""
+    start = time.perf_counter()
+    task = get_task(config.task, **config.task_options)
+    tokenizer = build_tokenizer(config.reasoner.max_positions)
+    model = build_reasoner(config.reasoner, tokenizer, config.seed)
+    progress("problems", 0, 1, None)
+    problems = stored_problems(task, "train", config.problems, cache_dir=cache_dir)
+    progress("problems", 1, 1, None)
+    loss = _train(model, tokenizer, task, problems, config, progress)
+    progress("measuring", 0, 1, loss)
+    probe = stored_problems(task, "probe", config.probe_problems, cache_dir=cache_dir)
+    seen = evaluate(model, tokenizer, task, probe, max_new_tokens=config.max_new_tokens)
+    measurement = {
+        "accuracy": asdict(seen.pass_at(1)),
+        "entropy": asdict(seen.entropy),
+        "length": seen.length,
+        "finished": seen.finished,
+        "problems": len(probe),
+    }
+    progress("measuring", 1, 1, loss)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    record = {
+        "format": FORMAT_VERSION,
+        "config": asdict(config),
+        "measurement": measurement,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "loss": loss,
+        "seconds": time.perf_counter() - start,
+    }
+    (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _train(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    problems: list[Problem],
+    config: WarmStartConfig,
+    progress: Progress,
+) -> float:
+    """Train on fresh demonstrations; returns the mean loss of the last steps, nats per token."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0
+    )
+    warm_up = max(1, min(100, config.steps // 10))
+
+    def rate(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, config.steps - warm_up)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    batches = _batches(tokenizer, task, problems, config)
+    model.train()
+    average = 0.0
+    progress("training", 0, config.steps, None)
+    for step in range(config.steps):
+        ids, labels = next(batches)
+        logits = model(ids[:, :-1], use_cache=False).logits
+        targets = labels[:, 1:]
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        # A running mean over the last steps, unbiased at the start.
+        average += (loss.item() - average) / min(step + 1, 50)
+        progress("training", step + 1, config.steps, average)
+    model.eval()
+    return average
+
+
+def _batches(
+    tokenizer: Any, task: Task, problems: list[Problem], config: WarmStartConfig
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of token ids and labels, (B, L) each; every pass has new demonstrations.
+
+    Sequences are padded on the right: with causal attention the padding is then never seen, and
+    no attention mask is needed. Labels cover completion and eos.
+    """
+    rng = random.Random(f"warm start {config.seed}")
+    vocabulary = tokenizer.get_vocab()
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    queue: list[Problem] = []
+    while True:
+        while len(queue) < config.batch_size:
+            queue += rng.sample(problems, len(problems))
+        chosen, queue = queue[: config.batch_size], queue[config.batch_size :]
+        rows: list[list[int]] = []
+        starts: list[int] = []
+        for problem in chosen:
+            completion = task.demonstration(problem, rng, config.skill)
+            text = problem.prompt + completion
+            rows.append([vocabulary[character] for character in text] + [eos])
+            starts.append(len(problem.prompt))
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+        labels = torch.full_like(ids, _IGNORED)
+        for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            labels[index, start : len(row)] = ids[index, start : len(row)]
+        yield ids, labels
+
+
+@contextmanager
+def progress_bar(console: Console | None = None, transient: bool = True) -> Iterator[Progress]:
+    """A progress bar on the terminal, to be given to :func:`warm_start` as ``progress``.
+
+    Args:
+        console: where; None makes one.
+        transient: remove the bar when done.
+    """
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("warm start: {task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[loss]}"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=console, transient=transient) as bar:
+        shown = bar.add_task("", total=1, loss="")
+
+        def update(stage: str, done: int, total: int, loss: float | None) -> None:
+            text = "" if loss is None else f"loss {loss:.3f}"
+            bar.update(shown, description=stage, completed=done, total=total, loss=text)
+
+        yield update

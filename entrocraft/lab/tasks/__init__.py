@@ -1,0 +1,56 @@
+"""Tasks to train on: problems in disjoint splits, worked completions, bounded verifiers."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from entrocraft.lab.tasks.base import SPLITS, Problem, Split, Task, extract_answer, split_of
+from entrocraft.lab.tasks.chain_sum import ChainSumTask
+from entrocraft.lab.tasks.countdown import CountdownTask
+from entrocraft.lab.tasks.prime_factorization import PrimeFactorizationTask
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (CountdownTask, ChainSumTask, PrimeFactorizationTask)
+}
+
+__all__ = [
+    "SPLITS",
+    "TASKS",
+    "ChainSumTask",
+    "CountdownTask",
+    "PrimeFactorizationTask",
+    "Problem",
+    "Split",
+    "Task",
+    "extract_answer",
+    "get_task",
+    "split_of",
+]
+
+
+def get_task(name: str, **options: Any) -> Task:
+    """Make a task by name.
+
+    Args:
+        name: one of ``TASKS``.
+        options: fields of the task's dataclass.
+
+    Raises:
+        ValueError: for an unknown name or option, or a value out of range.
+
+    >>> get_task("countdown", max_value=12).max_value
+    12
+    """
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; use one of {', '.join(sorted(TASKS))}")
+    known = [option.name for option in fields(TASKS[name])]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"unknown option {option!r} of task {name!r}; its options are {', '.join(known)}"
+            )
+    try:
+        return TASKS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"the options {options} of task {name!r} do not fit: {error}") from error

@@ -1,0 +1,216 @@
+"""What a task is: problems in disjoint splits, worked completions, and a verifier.
+
+Problems come from the `reasoning_gym <https://github.com/open-thought/reasoning-gym>`_ library.
+Each has two forms: a short ``prompt`` for a character-level model and a ``question`` in natural
+language for a chat model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+Split = Literal["train", "probe", "eval"]
+SPLITS: tuple[str, ...] = get_args(Split)
+
+MAX_COMPLETION_CHARACTERS = 100_000
+MAX_ANSWER_CHARACTERS = 256
+
+ANSWER_INSTRUCTION = "Put the final answer, and nothing else, inside <answer> and </answer>."
+
+# Of ten hash buckets the first six are train, the next two probe, the last two eval.
+_BUCKETS: tuple[Split, ...] = ("train",) * 6 + ("probe",) * 2 + ("eval",) * 2
+# The search for problems stops after this many candidates in a row brought nothing new ...
+_PATIENCE = 5000
+# ... where a candidate that the library gives up on counts as often as it tried.
+_LIBRARY_ATTEMPTS = 100
+
+_ANSWER_TAG = re.compile(r"<answer>([^<]*)</answer>")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem in both of its forms.
+
+    Attributes:
+        key: canonical identity; two problems with the same key are the same problem.
+        prompt: short form for a character-level model, for example ``"3 7 8 4=22:"``.
+        question: full question for a chat model, with how to give the final answer.
+        answer: a reference answer.
+        metadata: what the verifier needs, JSON-serializable.
+    """
+
+    key: str
+    prompt: str
+    question: str
+    answer: str
+    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+def split_of(task: str, key: str) -> Split:
+    """Split to which a problem belongs, for ever: a function of the task's name and the key only.
+
+    >>> split_of("countdown", "3,4,7,8=22") == split_of("countdown", "3,4,7,8=22")
+    True
+    """
+    digest = hashlib.sha256(f"{task}:{key}".encode()).digest()
+    return _BUCKETS[int.from_bytes(digest[:8], "big") % len(_BUCKETS)]
+
+
+def extract_answer(completion: str) -> str:
+    """Final answer in a completion: ``<answer>``, else ``\\boxed{}``, else the last line.
+
+    The last one counts where there are several, and nothing before ``</think>`` counts. The
+    result is stripped and may be empty.
+
+    >>> extract_answer("I try 3+4.\\n<answer> 3*4 </answer>")
+    '3*4'
+    >>> extract_answer("so \\\\boxed{12}.")
+    '12'
+    >>> extract_answer("3*4=12")
+    '3*4=12'
+    """
+    text = completion.rpartition("</think>")[2]
+    opening = text.rfind("<answer>")
+    while opening >= 0:
+        tag = _ANSWER_TAG.match(text, opening)
+        if tag is not None:
+            return tag[1].strip()
+        opening = text.rfind("<answer>", 0, opening)
+    boxed = text.rfind("\\boxed{")
+    if boxed >= 0:
+        return _braced(text, boxed + len("\\boxed{")).strip()
+    return text.rstrip().rpartition("\n")[2].strip()
+
+
+def _braced(text: str, start: int) -> str:
+    """Text from ``start`` to the brace that closes it, or the rest where none does."""
+    depth = 1
+    stop = min(len(text), start + 2 * MAX_ANSWER_CHARACTERS)
+    for position in range(start, stop):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[start:position]
+    return text[start:stop]
+
+
+@dataclass
+class Task(ABC):
+    """Base class of tasks. A task is a dataclass whose fields are its options.
+
+    Subclasses say how the library makes a problem (:meth:`candidate`), how a worked completion
+    looks (:meth:`demonstration`) and how an extracted answer is scored (:meth:`score`).
+    """
+
+    name: ClassVar[str]
+
+    def problems(
+        self, split: Split, size: int, seed: int = 0, fewer: bool = False
+    ) -> list[Problem]:
+        """Draw distinct problems of one split.
+
+        Lists of the same seed and split are prefixes of one another. Problems of different
+        splits are never the same, whatever the seeds and options.
+
+        Args:
+            split: ``"train"``, ``"probe"`` or ``"eval"``.
+            size: number of problems, at least 1.
+            seed: which list.
+            fewer: take all that a bounded search finds where there are fewer than ``size``.
+
+        Raises:
+            ValueError: for an unknown split, a size below 1, or options that do not yield
+                ``size`` distinct problems within a bounded search; with ``fewer``, none at all.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
+        if size < 1:
+            raise ValueError(f"size={size} problems; ask for at least 1")
+        found: dict[str, Problem] = {}
+        fruitless = 0
+        # The library draws problem i from Random(seed + i): neighboring seeds would give nearly
+        # the same list, hence a start far away for every seed.
+        digest = hashlib.sha256(f"{self.name}:{split}:{seed}".encode()).digest()
+        for candidate, attempts in self._candidates(int.from_bytes(digest[:6], "big")):
+            fruitless += attempts
+            if (
+                candidate is not None
+                and candidate.key not in found
+                and split_of(self.name, candidate.key) == split
+            ):
+                found[candidate.key] = candidate
+                fruitless = 0
+                if len(found) == size:
+                    break
+            if fruitless >= _PATIENCE:
+                if fewer and found:
+                    break
+                raise ValueError(
+                    f"task {self.name!r} yields only {len(found)} distinct {split} problems of the "
+                    f"{size} asked for with {self}; ask for fewer or widen its ranges"
+                )
+        return list(found.values())
+
+    def _candidates(self, start: int) -> Iterator[tuple[Problem | None, int]]:
+        """Endless stream of candidates, each with the number of attempts that it took."""
+        # Importing the library takes seconds, so it waits until problems are wanted.
+        # The import draws from the global generator, which is not ours to disturb.
+        state = random.getstate()
+        from reasoning_gym.factory import create_dataset
+
+        random.setstate(state)
+        dataset = create_dataset(self.name, seed=start, size=1, **self.library_options())
+        for index in itertools.count():
+            try:
+                entry = dataset[index]
+            except ValueError:
+                yield None, _LIBRARY_ATTEMPTS
+            else:
+                yield self.candidate(entry), 1
+
+    @abstractmethod
+    def library_options(self) -> dict[str, Any]:
+        """Options of the library's dataset of the same name."""
+
+    @abstractmethod
+    def candidate(self, entry: dict[str, Any]) -> Problem | None:
+        """Turn a library entry into a problem, or ``None`` where it is not wanted."""
+
+    @abstractmethod
+    def demonstration(self, problem: Problem, rng: random.Random, skill: float = 1.0) -> str:
+        """One worked completion of ``problem.prompt`` for supervised warm start.
+
+        Args:
+            problem: a problem of this task.
+            rng: source of all randomness.
+            skill: probability in [0, 1] of a right completion; otherwise a well-formed attempt
+                that may be, and mostly is, wrong.
+        """
+
+    @abstractmethod
+    def score(self, problem: Problem, answer: str) -> float:
+        """Score in [0, 1] of an extracted answer of bounded length.
+
+        It runs on whatever a model writes: bound the work by the answer's length and magnitude, and
+        evaluate nothing. There is no other time limit.
+        """
+
+    def verify(self, problem: Problem, completion: str) -> float:
+        """Score a completion, as text, without evaluating it.
+
+        Returns:
+            A score in [0, 1]. Anything that is not an answer, or is too long, scores 0.0; no
+            text raises.
+        """
+        if not isinstance(completion, str) or len(completion) > MAX_COMPLETION_CHARACTERS:
+            return 0.0
+        answer = extract_answer(completion)
+        if not answer or len(answer) > MAX_ANSWER_CHARACTERS:
+            return 0.0
+        return self.score(problem, answer)

@@ -1,0 +1,237 @@
+"""Countdown: reach a target from given numbers, each used exactly once.
+
+A tiny reasoner answers with an expression, ``3*7+8``, or, with ``worked``, with a chain that
+states every intermediate result, ``3*7=21+8=29``. Many expressions reach most targets, so a policy
+has room to explore.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from entrocraft.lab.tasks.base import ANSWER_INSTRUCTION, Problem, Task
+from entrocraft.lab.tasks.expressions import evaluate, evaluate_chain, normalize
+
+_SLIP = 9
+
+# One step of a chain: the operator and number before each stated result.
+_STEP = re.compile(r"([-+*/])(\d+)=")
+
+
+def legal_step(value: int, operator: str, number: int, limit: int) -> int | None:
+    """Result of one step where it is an integer in [0, limit], else ``None``.
+
+    >>> legal_step(21, "/", 7, 99), legal_step(21, "/", 4, 99), legal_step(3, "-", 4, 99)
+    (3, None, None)
+    """
+    if operator == "+":
+        result = value + number
+    elif operator == "-":
+        result = value - number
+    elif operator == "*":
+        result = value * number
+    elif number and value % number == 0:
+        result = value // number
+    else:
+        return None
+    return result if 0 <= result <= limit else None
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def solution_chains(
+    numbers: tuple[int, ...], target: int, operators: str, limit: int
+) -> tuple[str, ...]:
+    """Every left-to-right chain that reaches the target, distinct as text, sorted.
+
+    Args:
+        numbers: the given numbers; each is used exactly once.
+        target: the number to reach.
+        operators: characters out of ``+-*/``.
+        limit: largest intermediate result; the smallest is 0.
+
+    >>> solution_chains((2, 3), 6, "+-*/", 99)
+    ('2*3=6', '3*2=6')
+    """
+
+    def extend(chain: str, value: int, left: tuple[int, ...]) -> Iterator[str]:
+        if not left:
+            if value == target:
+                yield chain
+            return
+        for index, number in enumerate(left):
+            if number in left[:index]:
+                continue
+            rest = left[:index] + left[index + 1 :]
+            for operator in operators:
+                result = legal_step(value, operator, number, limit)
+                if result is not None and (rest or result == target):
+                    yield from extend(f"{chain}{operator}{number}={result}", result, rest)
+
+    chains: list[str] = []
+    for first in sorted(set(numbers)):
+        index = numbers.index(first)
+        chains.extend(extend(str(first), first, numbers[:index] + numbers[index + 1 :]))
+    return tuple(sorted(chains))
+
+
+def random_chain(
+    numbers: tuple[int, ...], operators: str, limit: int, rng: random.Random, slip: float = 0.0
+) -> str | None:
+    """Chain of random legal steps over all the numbers, or ``None`` at a dead end.
+
+    With probability ``slip`` each, a stated result is off by up to 9 within [0, limit], and the
+    chain goes on from there.
+    """
+    first, *rest = rng.sample(numbers, len(numbers))
+    chain, value = str(first), first
+    for number in rest:
+        steps = [(op, legal_step(value, op, number, limit)) for op in operators]
+        legal = [(op, result) for op, result in steps if result is not None]
+        if not legal:
+            return None
+        operator, value = rng.choice(legal)
+        if rng.random() < slip:
+            near = range(max(0, value - _SLIP), min(limit, value + _SLIP) + 1)
+            value = rng.choice([wrong for wrong in near if wrong != value])
+        chain += f"{operator}{number}={value}"
+    return chain
+
+
+def bare_expression(chain: str) -> str:
+    """The expression that a chain of steps works out, with the fewest parentheses.
+
+    >>> bare_expression("3+7=10*2=20-4=16")
+    '(3+7)*2-4'
+    """
+    expression = chain[: len(chain) - len(chain.lstrip("0123456789"))]
+    loose = False
+    for operator, number in _STEP.findall(chain):
+        if operator in "*/" and loose:
+            expression = f"({expression})"
+        expression += operator + number
+        loose = operator in "+-"
+    return expression
+
+
+@dataclass
+class CountdownTask(Task):
+    """Countdown problems; the answer is a chain of steps or an expression.
+
+    Attributes:
+        min_numbers: fewest given numbers.
+        max_numbers: most given numbers.
+        min_value: smallest given number.
+        max_value: largest given number.
+        min_target: smallest target.
+        max_target: largest target.
+        operators: operators of problems and demonstrations, out of ``+-*/``.
+        max_intermediate: largest intermediate result in demonstrations.
+        slip: probability in [0, 1] that a result in a random demonstration is wrong.
+        worked: demonstrations state every intermediate result, ``3*7=21+8=29``; otherwise they are
+            bare expressions, ``3*7+8``, shorter and with more to choose per token.
+        require_chain: keep only problems that some left-to-right chain solves.
+    """
+
+    name: ClassVar[str] = "countdown"
+
+    min_numbers: int = 3
+    max_numbers: int = 3
+    min_value: int = 1
+    max_value: int = 20
+    min_target: int = 1
+    max_target: int = 99
+    operators: str = "+-*/"
+    max_intermediate: int = 99
+    slip: float = 0.0
+    worked: bool = False
+    require_chain: bool = True
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.min_numbers <= self.max_numbers <= 6:
+            raise ValueError(
+                f"min_numbers={self.min_numbers}, max_numbers={self.max_numbers}; "
+                "use 2 <= min_numbers <= max_numbers <= 6"
+            )
+        for bound in ("value", "target"):
+            low, high = getattr(self, f"min_{bound}"), getattr(self, f"max_{bound}")
+            if not 1 <= low <= high:
+                raise ValueError(
+                    f"min_{bound}={low}, max_{bound}={high}; use 1 <= min_{bound} <= max_{bound}"
+                )
+        if not self.operators or not set(self.operators) <= set("+-*/"):
+            raise ValueError(f"operators={self.operators!r}; use one or more of '+-*/'")
+        if not 0 <= self.slip <= 1:
+            raise ValueError(f"slip={self.slip} is a probability; use a number in [0, 1]")
+        if self.max_intermediate < max(self.max_value, self.min_target):
+            raise ValueError(
+                f"max_intermediate={self.max_intermediate} is below "
+                f"max_value={self.max_value} or min_target={self.min_target}; raise it"
+            )
+
+    def library_options(self) -> dict[str, Any]:
+        """Options of the library's countdown dataset."""
+        return {
+            "min_numbers": self.min_numbers,
+            "max_numbers": self.max_numbers,
+            "min_value": self.min_value,
+            "max_value": self.max_value,
+            "min_target": self.min_target,
+            "max_target": self.max_target,
+            "operators": tuple(self.operators),
+        }
+
+    def candidate(self, entry: dict[str, Any]) -> Problem | None:
+        """Problem of a library entry whose own answer holds; the library rounds divisions."""
+        numbers = tuple(int(number) for number in entry["metadata"]["numbers"])
+        target = int(entry["metadata"]["target"])
+        problem = Problem(
+            key=f"{','.join(map(str, sorted(numbers)))}={target}",
+            prompt=f"{' '.join(map(str, numbers))}={target}:",
+            question=f"{entry['question'].strip()}\n\n{ANSWER_INSTRUCTION}",
+            answer=entry["answer"],
+            metadata={"numbers": list(numbers), "target": target},
+        )
+        if not self.score(problem, problem.answer):
+            return None
+        return problem if not self.require_chain or self._solutions(problem) else None
+
+    def _solutions(self, problem: Problem) -> tuple[str, ...]:
+        numbers = tuple(sorted(problem.metadata["numbers"]))
+        target = problem.metadata["target"]
+        return solution_chains(numbers, target, self.operators, self.max_intermediate)
+
+    def demonstration(self, problem: Problem, rng: random.Random, skill: float = 1.0) -> str:
+        """With probability ``skill`` a uniform draw from the solving chains, else a random chain.
+
+        A random chain reaches the target by luck only, and each of its results is wrong with
+        probability ``slip``. A problem that no chain solves gets a random chain.
+        """
+        if rng.random() < skill:
+            solutions = self._solutions(problem)
+            if solutions:
+                return self._written(rng.choice(solutions))
+        numbers = tuple(problem.metadata["numbers"])
+        for _ in range(1000):
+            chain = random_chain(numbers, self.operators, self.max_intermediate, rng, self.slip)
+            if chain is not None:
+                return self._written(chain)
+        raise ValueError(
+            f"no chain over {numbers} stays within max_intermediate={self.max_intermediate} "
+            f"with operators {self.operators!r}; raise the limit or allow more operators"
+        )
+
+    def _written(self, chain: str) -> str:
+        return chain if self.worked else bare_expression(chain)
+
+    def score(self, problem: Problem, answer: str) -> float:
+        """1.0 where the target is reached with each given number exactly once, else 0.0."""
+        text = normalize(answer)
+        result = evaluate_chain(text) if "=" in text else evaluate(text)
+        if result is None or result.value != problem.metadata["target"]:
+            return 0.0
+        return float(sorted(result.numbers) == sorted(problem.metadata["numbers"]))

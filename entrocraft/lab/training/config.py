@@ -1,0 +1,168 @@
+"""Configuration of a training run: the same dataclasses from Python, YAML and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from entrocraft.settings import ControlConfig
+
+__all__ = [
+    "EvaluationConfig",
+    "TaskConfig",
+    "TrainConfig",
+]
+
+TINY = "tiny"
+
+
+@dataclass
+class TaskConfig:
+    """What to train on.
+
+    Args:
+        name: countdown, chain_sum or prime_factorization.
+        options: the task's own options, e.g. {max_number: 12}.
+        train_size: training problems, or all that the task has if these are fewer; the run repeats
+            them when it has used them all.
+    """
+
+    name: str = "countdown"
+    options: dict[str, Any] = field(default_factory=dict)
+    train_size: int = 3000
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "task.", ["train_size"])
+
+
+@dataclass
+class EvaluationConfig:
+    """When and on how many held-out problems the policy is measured.
+
+    Args:
+        probe_every: optimizer steps between two probes of the entropy; 0 switches them off.
+        probe_prompts: problems of the probe, one sample each, or all that there are if fewer.
+        every: optimizer steps between two evaluations, start and end included; 0 never.
+        prompts: problems of an evaluation.
+        samples: samples per problem; pass@1 and pass@samples are logged.
+        batch_size: completions generated at a time.
+    """
+
+    probe_every: int = 10
+    probe_prompts: int = 1024
+    every: int = 50
+    prompts: int = 128
+    samples: int = 8
+    batch_size: int = 1024
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "evaluation.", ["probe_every", "every"])
+        _at_least(1, self, "evaluation.", ["probe_prompts", "prompts", "samples", "batch_size"])
+
+
+@dataclass
+class TrainConfig:
+    """A GRPO or RLOO run whose policy entropy follows a schedule.
+
+    Args:
+        output: run directory; gets config.yaml, metrics.jsonl, checkpoints/ and report.html.
+        name: what the report calls the run; null takes the rule's name.
+        seed: of model sampling, prompts and controller.
+        algorithm: grpo or rloo.
+        raw_rewards: train on the rewards themselves instead of the estimator's advantages.
+        advantage_noise: standard deviation of noise that is added to the advantages, for studies.
+        model: a directory or hub name of a causal language model; "tiny" is a small reasoner that
+            is warm-started on the task once and cached.
+        dtype: of the weights in training; float32 keeps small updates, mixed precision is TRL's.
+        chat: talk in messages through the tokenizer's chat template; null does so if it has one.
+        warm_start: changes to the tiny model's warm start, e.g. {steps: 400}.
+        cache_dir: where warm starts are kept; null takes $ENTROCRAFT_CACHE or ~/.cache/entrocraft.
+        steps: optimizer steps.
+        prompts: prompts per rollout batch.
+        generations: rollouts per prompt.
+        updates: optimizer steps per rollout batch.
+        micro_batch: rollouts per pass and device; null takes as many as one update uses.
+        learning_rate: of AdamW.
+        max_completion_length: longest completion in tokens.
+        temperature: of sampling; entropy is measured at it.
+        trainer: any other option of TRL's config, e.g. {loss_type: dr_grpo, beta: 0.01}.
+        save_every: optimizer steps between checkpoints, rounded up to whole rollout batches; 0
+            keeps only the last state.
+        resume: go on from the last checkpoint in `output`, if there is one; false starts over and
+            moves what is there into its folder previous/.
+        task: what to train on.
+        control: which entropy curve, and by which rule.
+        evaluation: when and on what the policy is measured.
+    """
+
+    output: Path = Path("runs/train")
+    name: str | None = None
+    seed: int = 0
+    algorithm: Literal["grpo", "rloo"] = "grpo"
+    raw_rewards: bool = False
+    advantage_noise: float = 0.0
+    model: str = TINY
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    chat: bool | None = None
+    warm_start: dict[str, Any] = field(default_factory=dict)
+    cache_dir: Path | None = None
+    steps: int = 150
+    prompts: int = 32
+    generations: int = 8
+    updates: int = 1
+    micro_batch: int | None = None
+    learning_rate: float = 3e-4
+    max_completion_length: int = 24
+    temperature: float = 1.0
+    trainer: dict[str, Any] = field(default_factory=dict)
+    save_every: int = 50
+    resume: bool = True
+    task: TaskConfig = field(default_factory=TaskConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        counts = ["steps", "prompts", "generations", "updates", "max_completion_length"]
+        _at_least(1, self, "", counts if self.micro_batch is None else [*counts, "micro_batch"])
+        _at_least(0, self, "", ["save_every"])
+        if self.task.train_size < self.prompts:
+            raise ValueError(
+                f"task.train_size is {self.task.train_size}, fewer than the {self.prompts} prompts "
+                "of a batch; raise it, or lower prompts"
+            )
+        if self.generations < 2:
+            raise ValueError(
+                f"generations is {self.generations}; {self.algorithm} compares the rollouts of a "
+                "prompt with each other and needs at least 2"
+            )
+        for name in ("learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; use a number above 0")
+        if not 0 <= self.advantage_noise < float("inf"):
+            raise ValueError(
+                f"advantage_noise is {self.advantage_noise}; use a standard deviation of at least 0"
+            )
+        self.control.build(self.seed)  # a bad schedule, rule or band fails before anything is built
+
+    @property
+    def title(self) -> str:
+        """The run's name in reports."""
+        return self.name or self.control.rule or "plain"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values only, as written to config.yaml."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(inner) for key, inner in value.items()}
+            return str(value) if isinstance(value, Path) else value
+
+        return plain(dataclasses.asdict(self)) | {"name": self.title}
+
+
+def _at_least(least: int, config: Any, section: str, names: list[str]) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{section}{name} is {getattr(config, name)}; use at least {least}")

@@ -1,0 +1,106 @@
+"""One training, from a config to a run directory."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+
+from entrocraft.lab.models import WarmStartConfig, load_model, progress_bar, warm_start
+from entrocraft.lab.parsing import config_from_mapping
+from entrocraft.lab.report import write_report
+from entrocraft.lab.tasks import get_task
+from entrocraft.lab.tasks.prompts import speaks_chat
+from entrocraft.lab.tasks.store import stored_problems
+from entrocraft.lab.training.config import TINY, TrainConfig
+from entrocraft.lab.training.directory import RunDirectory
+from entrocraft.lab.training.measurements import measurements
+from entrocraft.lab.training.progress import RunProgress
+from entrocraft.lab.training.recorder import Recorder
+from entrocraft.lab.training.trainer import build_trainer, trainer_arguments
+from entrocraft.lab.training.tuning import merge
+
+__all__ = ["prepare_model", "train"]
+
+
+def train(config: TrainConfig, console: Console | None = None) -> Path:
+    """Run one training and return its directory.
+
+    Goes on from the last whole checkpoint in the directory; a finished run is not repeated, its
+    report is drawn again. Under `torchrun` every process takes part; the first one writes.
+
+    Raises:
+        ValueError: a config that cannot run, or a directory that holds a run of another config.
+        RuntimeError: another process is writing the directory.
+    """
+    console = console or Console()
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    directory = RunDirectory(config.output)
+    with directory.locked() if processes.is_main_process else nullcontext():
+        with processes.main_process_first():
+            finished = config.resume and directory.finished(config)
+            trainer_arguments(config, processes.num_processes)  # its errors cost no warm start
+            path = prepare_model(config, console)
+        if finished:
+            console.print(
+                f"{directory.path} holds this run, whole; nothing is trained. More steps go on "
+                "from its end, resume=false starts over",
+                soft_wrap=True,
+                highlight=False,
+            )
+        else:
+            _train(config, directory, path, processes.is_main_process, console)
+        if processes.is_main_process:
+            write_report([directory.path], directory.path)
+    return config.output
+
+
+def prepare_model(config: TrainConfig, console: Console | None = None) -> str:
+    """Return the model's directory or hub name; the tiny model is made if it is not cached."""
+    if config.model != TINY:
+        return config.model
+    settings = WarmStartConfig.for_task(config.task.name, task_options=config.task.options)
+    if config.warm_start:
+        changed = merge(asdict(settings), config.warm_start)
+        try:
+            settings = config_from_mapping(WarmStartConfig, changed)
+        except ValueError as error:
+            raise ValueError(f"warm_start is {config.warm_start}: {error}") from error
+    with progress_bar(console=console) as progress:
+        return str(warm_start(settings, config.cache_dir, progress))
+
+
+def _train(
+    config: TrainConfig, directory: RunDirectory, model_path: str, main: bool, console: Console
+) -> None:
+    model, tokenizer = load_model(model_path, dtype=config.dtype)
+    chat = speaks_chat(tokenizer, config.chat)
+    task = get_task(config.task.name, **config.task.options)
+    problems = stored_problems(
+        task, "train", config.task.train_size, cache_dir=config.cache_dir, fewer=True
+    )
+    trainer = build_trainer(config, model, tokenizer, task, problems, chat)
+    progress: Any = nullcontext()
+    checkpoint = None
+    if main:
+        progress = RunProgress(config.title, config.steps, console)
+        measure = measurements(config, trainer, tokenizer, task, chat)
+        target = trainer.entropy_control.target
+        trainer.add_callback(Recorder(directory.metrics, measure, target, [progress]))
+        directory.claim(config)
+        # below the end: from there only a step too many could be made
+        checkpoint = directory.last_checkpoint(below=config.steps) if config.resume else None
+    [checkpoint] = broadcast_object_list([checkpoint])
+    with progress:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step < config.steps:
+        raise RuntimeError(
+            f"training ended at step {trainer.state.global_step} of {config.steps}: the trainer "
+            "found no more data; look at its messages"
+        )

@@ -1,0 +1,160 @@
+"""TRL's trainer for a config: arguments, data, reward, entropy control."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, ProgressCallback
+
+from entrocraft.lab.tasks import Problem, Task
+from entrocraft.lab.tasks.prompts import completion_text, trainer_prompt
+from entrocraft.lab.training.advantages import with_changed_advantages
+from entrocraft.lab.training.config import TrainConfig
+
+__all__ = ["build_trainer", "trainer_arguments"]
+
+# options of TRL's config that follow from ours, and the key that sets them
+_OWNED = {
+    "output_dir": "output",
+    "seed": "seed",
+    "max_steps": "steps",
+    "num_train_epochs": "steps",
+    "per_device_train_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "micro_batch",
+    "steps_per_generation": "updates",
+    "generation_batch_size": "prompts",
+    "num_generations": "generations",
+    "max_completion_length": "max_completion_length",
+    "temperature": "temperature",
+    "learning_rate": "learning_rate",
+    "save_steps": "save_every",
+    "save_strategy": "save_every",
+    "logging_steps": "none: every step is logged",
+    "logging_strategy": "none: every step is logged",
+}
+
+
+def trainer_arguments(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
+    """Return the keyword arguments of TRL's `GRPOConfig` or `RLOOConfig`.
+
+    Raises:
+        ValueError: rollouts that do not divide into updates, processes and micro-batches, or an
+            option that TRL does not have or that another key of ours sets.
+    """
+    _check_options(config)
+    rollouts = config.prompts * config.generations
+    per_update, rest = divmod(rollouts, processes * config.updates)
+    if rest:
+        raise ValueError(
+            f"{rollouts} rollouts ({config.prompts} prompts x {config.generations}) do not divide "
+            f"into {config.updates} updates on {processes} processes; change prompts or updates"
+        )
+    micro = min(config.micro_batch or per_update, per_update)
+    if per_update % micro:
+        raise ValueError(
+            f"micro_batch is {micro}, which does not divide the {per_update} rollouts of an "
+            "update; choose a divisor"
+        )
+    accumulation = per_update // micro
+    cuda = torch.cuda.is_available()
+    return {
+        "output_dir": str(config.output / "checkpoints"),
+        "seed": config.seed,
+        "use_cpu": not cuda,
+        "bf16": cuda and torch.cuda.is_bf16_supported(),
+        "gradient_checkpointing": cuda,
+        "max_steps": config.steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "steps_per_generation": accumulation * config.updates,
+        "num_generations": config.generations,
+        "max_completion_length": config.max_completion_length,
+        "temperature": config.temperature,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "constant",
+        "beta": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": _whole_batches(config.save_every or config.steps, config),
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        **config.trainer,
+    }
+
+
+def build_trainer(
+    config: TrainConfig, model: Any, tokenizer: Any, task: Task, problems: list[Problem], chat: bool
+) -> Any:
+    """Make the trainer; its log is left to the caller's callbacks.
+
+    Raises:
+        ValueError: the task has too few problems for one batch.
+    """
+    if len(problems) < config.prompts:
+        raise ValueError(
+            f"{task} has only {len(problems)} train problems and a batch takes {config.prompts} "
+            "prompts; widen its ranges (task.options) or lower prompts"
+        )
+    from entrocraft.trl import GRPOTrainer, RLOOTrainer
+
+    trainer_class: type = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}[config.algorithm]
+    if config.raw_rewards or config.advantage_noise:
+        trainer_class = with_changed_advantages(
+            trainer_class, config.raw_rewards, config.advantage_noise, config.seed
+        )
+    arguments = trainer_arguments(config, int(os.environ.get("WORLD_SIZE", "1")))
+    prompts = [trainer_prompt(problem, chat) for problem in problems]
+    keys = [problem.key for problem in problems]
+    trainer = trainer_class(
+        model=model,
+        reward_funcs=_reward(task, problems),
+        args=_config_class(config)(**arguments),
+        train_dataset=Dataset.from_dict({"prompt": prompts, "key": keys}),
+        processing_class=tokenizer,
+        entropy_control=config.control.build(config.seed),
+    )
+    for printing in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printing)
+    return trainer
+
+
+def _reward(task: Task, problems: list[Problem]) -> Callable[..., list[float]]:
+    by_key = {problem.key: problem for problem in problems}
+
+    def score(completions: list[Any], key: list[str], **columns: Any) -> list[float]:
+        texts = [completion_text(completion) for completion in completions]
+        return [task.verify(by_key[k], text) for k, text in zip(key, texts, strict=True)]
+
+    score.__name__ = task.name
+    return score
+
+
+def _config_class(config: TrainConfig) -> type:
+    from trl import GRPOConfig, RLOOConfig
+
+    return GRPOConfig if config.algorithm == "grpo" else RLOOConfig
+
+
+def _check_options(config: TrainConfig) -> None:
+    config_class = _config_class(config)
+    known = {field.name for field in fields(config_class)}
+    for name in config.trainer:
+        if name in _OWNED:
+            raise ValueError(f"trainer.{name} is set by this project's own key: {_OWNED[name]}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"trainer.{name} is no option of {config_class.__name__}{hint}")
+
+
+def _whole_batches(steps: int, config: TrainConfig) -> int:
+    """Round up to whole rollout batches: the trainer cannot go on exactly in the middle of one."""
+    cycle = config.updates * int(config.trainer.get("num_iterations", 1))
+    return -(-steps // cycle) * cycle
