@@ -20,13 +20,13 @@ import torch
 from rich.progress import track
 from transformers import TrainerCallback
 
-from entrocraft.settings import ControlConfig
 from entrocraft.lab.models import load_model
 from entrocraft.lab.tasks import get_task
 from entrocraft.lab.tasks.store import stored_problems
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.lab.training.run import prepare_model
 from entrocraft.lab.training.trainer import build_trainer
+from entrocraft.settings import ControlConfig
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 STEPS, WARM_UP = 18, 4

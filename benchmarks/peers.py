@@ -21,7 +21,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from pages import into_page, markdown
 
-from entrocraft.lab.report.style import BLUE, INK, ORANGE, SHADE, SOFT, WIDE, empty_figure, place_apart
+from entrocraft.lab.report.style import (
+    BLUE,
+    INK,
+    ORANGE,
+    SHADE,
+    SOFT,
+    WIDE,
+    empty_figure,
+    place_apart,
+)
 from entrocraft.lab.report.style import style as drawing_style
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"

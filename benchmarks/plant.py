@@ -23,7 +23,7 @@ import torch
 from rich.progress import track
 
 from entrocraft import EntropyController, EntropyControlWarning
-from entrocraft.rollouts import RolloutSums
+from entrocraft.rollouts import RolloutStats
 
 RESULTS = Path(__file__).parent / "results" / "plant.json"
 STEPS, SEEDS = 150, (10, 11, 12, 13, 14)
@@ -107,7 +107,7 @@ def _run(plant: Plant, target: str, loop: str, seed: int, random: np.random.Gene
         true_effect = np.abs(advantages) * truth * size * plant.speed * entropy / START
         sensitivity = np.sign(advantages) * guess * size * plant.unit * rollouts
         noise = plant.noise * math.sqrt(rollouts) * random.standard_normal(rollouts)
-        sums = RolloutSums(
+        stats = RolloutStats(
             advantages=torch.tensor(advantages),
             tokens=torch.ones(rollouts, dtype=torch.float64),
             logprob=torch.full((rollouts,), -1.0, dtype=torch.float64),
@@ -115,7 +115,7 @@ def _run(plant: Plant, target: str, loop: str, seed: int, random: np.random.Gene
             sensitivity=torch.tensor(sensitivity),
         )
         decision = controller.decide(
-            sums, step=step, optimizer_steps=plant.updates, momentum=plant.momentum
+            stats, step=step, optimizer_steps=plant.updates, momentum=plant.momentum
         )
         if step > 20:
             errors.append(abs(entropy - decision.metrics["entropy/target"]))
@@ -130,10 +130,10 @@ def _run(plant: Plant, target: str, loop: str, seed: int, random: np.random.Gene
         change = entropy - before
         if controller.remeasure:
             left_out = change + plant.left_out_noise * float(random.standard_normal())
-            controller.realized(left_out, plant.left_out_noise, trained=False)
+            controller.post_update(left_out, plant.left_out_noise, trained=False)
             trained = change + plant.trained_noise * float(random.standard_normal())
             trained += plant.trained_bias * plant.updates
-            controller.realized(trained, plant.trained_noise, trained=True)
+            controller.post_update(trained, plant.trained_noise, trained=True)
     return float(np.mean(errors))
 
 

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft import acceptance, effects, schedules
-from entrocraft.feedback.saturation import Alarm
-from entrocraft.selection.sampling import Drawing
-from entrocraft.feedback import Feedback, RecedingHorizon, Relay, Situation, get_feedback
-from entrocraft.feedback.target import Goal, TargetError
-from entrocraft.method import Clock, Decision, EntropyControlWarning
-from entrocraft.feedback.filter import EntropyObserver
-from entrocraft.selection.response import Offer, uniform_groups
-from entrocraft.rollouts import RolloutBatch, RolloutSums
+from entrocraft import effects, schedules
+from entrocraft.feedback import Deadband, Feedback, Planner, Situation, get_feedback
+from entrocraft.feedback.filter import EntropyFilter
+from entrocraft.feedback.saturation import SaturationMonitor
+from entrocraft.feedback.target import Target, TargetError
+from entrocraft.method import Decision, EntropyControlWarning, StepInfo
+from entrocraft.rollouts import RolloutBatch, RolloutStats
+from entrocraft.selection import rules as acceptance
+from entrocraft.selection.response import Response, constant_reward_groups
+from entrocraft.selection.sampling import Sampling
 
 __all__ = ["EntropyController"]
 
@@ -42,17 +43,16 @@ class EntropyController:
         band: for "sign" and "switch": half-width around the target, or (low, high) offsets from it,
             in nats.
         feedback: the loop: "plan" (default), "pi", or a `feedback.Feedback`; band rules take
-            `feedback.Relay`.
-        uniform_groups: let rollouts of groups in which all succeeded or all failed, whose
+            `feedback.Deadband`.
+        constant_reward_groups: let rollouts of groups in which all succeeded or all failed, whose
             advantage is 0, join with raw rewards (+1, -1) when they push the wanted way: more
             authority. Needs rule "tilt" and `RolloutBatch.rewards` and `.group`.
         correction: kappa in [0, 1], importance weights ``a ** -kappa`` for what is kept with
-            probability a; see `drawing.Drawing`.
+            probability a; see `drawing.Sampling`.
         draw: False weighs every rollout by its keep probability instead of drawing.
         effective_batch: rollouts with a vote to keep at most, None for all that are left; offer
             more rollouts than that to hold the number constant.
-        renormalize: "none", "rollouts" or "tokens"; see `drawing.Drawing`.
-        refresh: decisions that share one entropy gradient, at the level "gradient".
+        renormalize: "none", "rollouts" or "tokens"; see `drawing.Sampling`.
         remeasure: score each batch once more after its update, to know how far it moved the entropy
             without the noise of new prompts: one forward pass a batch. None does so if the feedback
             is "plan".
@@ -70,29 +70,24 @@ class EntropyController:
         *,
         band: float | tuple[float, float] = 0.05,
         feedback: Feedback | str | None = None,
-        uniform_groups: bool = False,
+        constant_reward_groups: bool = False,
         correction: float = 0.0,
         draw: bool = True,
         effective_batch: int | None = None,
         renormalize: str = "none",
-        refresh: int = 1,
         remeasure: bool | None = None,
         seed: int = 0,
     ) -> None:
-        self.goal = Goal(schedule)
+        self._target = Target(schedule)
         if schedule is None and rule is not None:
             raise ValueError(
                 "a rule needs a schedule, e.g. schedule='linear(initial, 0.3, 300)'; rule=None "
                 "only observes"
             )
-        if not isinstance(refresh, int) or refresh < 1:
-            raise ValueError(
-                f"refresh must be a whole number of at least 1 decision, got {refresh!r}"
-            )
         self.rule = None if rule is None else acceptance.get_rule(rule)
-        if uniform_groups and not isinstance(self.rule, acceptance.Tilt):
+        if constant_reward_groups and not isinstance(self.rule, acceptance.Tilt):
             raise ValueError(
-                f"uniform_groups needs rule='tilt', got {rule!r}; 'switch' uses such groups by "
+                f"constant_reward_groups needs rule='tilt', got {rule!r}; 'switch' uses such groups by "
                 "itself"
             )
         self._effect = effect or (self.rule.effect if self.rule else "logit")
@@ -101,23 +96,27 @@ class EntropyController:
                 f"unknown effect level {effect!r}; choose one of {', '.join(effects.LEVELS)}"
             )
         self.feedback = _feedback_for(self.rule, band, feedback)
-        self.observer = _observer_for(self._effect)
-        self.uniform_groups = uniform_groups
-        self.drawing = Drawing(draw, correction, effective_batch, renormalize)
-        self.refresh = refresh
-        plans = isinstance(self.feedback, RecedingHorizon)
+        self.observer = EntropyFilter()
+        self.constant_reward_groups = constant_reward_groups
+        self.drawing = Sampling(draw, correction, effective_batch, renormalize)
+        plans = isinstance(self.feedback, Planner)
         self.remeasure = (self.rule is not None and plans) if remeasure is None else remeasure
         self.seed = int(seed)
         self._decisions = 0
         self._scale = 0.0
-        self.alarm = Alarm()
+        self.alarm = SaturationMonitor()
 
     def __repr__(self) -> str:
         rule = None if self.rule is None else self.rule.name
         return (
-            f"EntropyController(schedule={self.goal.schedule!r}, rule={rule!r}, "
+            f"EntropyController(schedule={self._target.schedule!r}, rule={rule!r}, "
             f"effect={self._effect!r}, seed={self.seed})"
         )
+
+    @property
+    def schedule(self) -> Any:
+        """Step -> target entropy, nats per token; None only observes."""
+        return self._target.schedule
 
     @property
     def effect(self) -> str | None:
@@ -135,29 +134,29 @@ class EntropyController:
         Raises:
             ValueError: a target that is negative, not finite or above log(V).
         """
-        self.goal.prepare(vocabulary, steps)
+        self._target.prepare(vocabulary, steps)
 
-    def decide(self, batch: RolloutBatch | RolloutSums, **clock: Any) -> Decision:
+    def decide(self, batch: RolloutBatch | RolloutStats, **clock: Any) -> Decision:
         """Choose the rollouts of one batch.
 
         Args:
-            batch: a `RolloutBatch`, or the `RolloutSums` of one, gathered over ranks; then its
+            batch: a `RolloutBatch`, or the `RolloutStats` of one, gathered over ranks; then its
                 `step`, `optimizer_steps`, `drift` and `momentum` are given by keyword.
 
         Raises:
             ValueError: a batch or a target that makes no sense; nothing was changed, training can
             stop safely.
         """
-        moment = Clock.of(batch, clock)
-        sums = batch.sums() if isinstance(batch, RolloutBatch) else batch
+        moment = StepInfo.of(batch, clock)
+        stats = batch.stats() if isinstance(batch, RolloutBatch) else batch
         before = self.state_dict()
         try:
-            return self._decide(sums, moment)
+            return self._decide(stats, moment)
         except BaseException:
             self._restore(before)
             raise
 
-    def realized(self, change: float, stderr: float, trained: bool = True) -> dict[str, float]:
+    def post_update(self, change: float, stderr: float, trained: bool = True) -> dict[str, float]:
         """Take the measured change of the entropy by the last batch's update.
 
         Adapters call it after the batch's last optimizer step, where `remeasure` asks for it; see
@@ -169,23 +168,23 @@ class EntropyController:
             trained: whether it was measured on prompts that were trained on.
 
         Returns:
-            What there is to log: `entropy/realized_change` and its standard error.
+            What there is to log: `entropy/post_update_change` and its standard error.
         """
         self.observer.moved(change, stderr, trained)
         realized = {
-            "entropy/realized_change": float(change),
-            "entropy/realized_change_stderr": float(stderr),
+            "entropy/post_update_change": float(change),
+            "entropy/post_update_change_stderr": float(stderr),
         }
         return {key: value for key, value in realized.items() if math.isfinite(value)}
 
-    def _decide(self, sums: RolloutSums, clock: Clock) -> Decision:
-        if sums.total_tokens == 0:
+    def _decide(self, stats: RolloutStats, clock: StepInfo) -> Decision:
+        if stats.total_tokens == 0:
             raise ValueError(
                 "the batch has no response token inside its mask, so it has no entropy; check the "
                 "mask (true on response tokens)"
             )
-        measured, stderr = sums.mean_entropy(), sums.entropy_stderr()
-        self.goal.anchor(measured)
+        measured, stderr = stats.mean_entropy(), stats.entropy_stderr()
+        self._target.anchor(measured)
         metrics = {"entropy/measured": measured}
         if math.isfinite(stderr):
             metrics["entropy/measured_stderr"] = stderr
@@ -195,21 +194,21 @@ class EntropyController:
             metrics["entropy/estimate"] = self.observer.entropy
             self.observer.commit((0.0, 0.0), 0.0, clock.optimizer_steps, clock.decay)
             self._decisions += 1
-            ones = torch.ones(len(sums), dtype=torch.float64)
-            metrics |= _outcome(0.0, ones, sums.votes, saturated=False)
-            useful = int(sums.votes.sum())
-            return Decision(ones, ones.clone(), sums.advantages.clone(), metrics, useful)
-        offer = self._offer(sums, self.rule, clock)
+            ones = torch.ones(len(stats), dtype=torch.float64)
+            metrics |= _outcome(0.0, ones, stats.active, saturated=False)
+            useful = int(stats.active.sum())
+            return Decision(ones, ones.clone(), stats.advantages.clone(), metrics, useful)
+        offer = self._offer(stats, self.rule, clock)
         self.observer.observe(measured, stderr, offer.size, clock.drift)
         metrics["entropy/estimate"] = self.observer.entropy
         metrics |= self._authority(offer)
         pressure, saturated, shortfall = self._steer(measured, offer, clock)
-        verdict, votes = offer.judge(pressure)
+        verdict, votes = offer.select(pressure)
         weights = self._draw(verdict, votes, offer)
         metrics |= _outcome(pressure, weights, votes & ~offer.spare, saturated)
         metrics["entropy/shortfall"] = shortfall
-        if self.uniform_groups:
-            metrics["entropy/spare_used"] = float((offer.spare & (weights > 0)).sum())
+        if self.constant_reward_groups:
+            metrics["entropy/constant_reward_used"] = float((offer.spare & (weights > 0)).sum())
         decision = Decision(
             weights,
             verdict.probabilities,
@@ -223,50 +222,52 @@ class EntropyController:
         return decision
 
     def _aim(self, step: int) -> dict[str, float]:
-        target = self.goal.target(step)
+        target = self._target.target(step)
         if target is None:
             return {}
         goal = {"entropy/target": target}
-        if isinstance(self.feedback, Relay):
+        if isinstance(self.feedback, Deadband):
             goal["entropy/low"] = target + self.feedback.band.low
             goal["entropy/high"] = target + self.feedback.band.high
         return goal
 
-    def _offer(self, sums: RolloutSums, rule: acceptance.Rule, clock: Clock) -> Offer:
+    def _offer(self, stats: RolloutStats, rule: acceptance.Rule, clock: StepInfo) -> Response:
         """What this batch has to choose from."""
-        none = torch.zeros(len(sums), dtype=torch.float64)
-        spare = uniform_groups(sums) if self.uniform_groups else none
-        advantages = sums.advantages + spare
-        effect = effects.rollout_effects(replace(sums, advantages=advantages), self._effect)
-        self._follow_scale(sums, effect)
-        ballot = acceptance.Ballot(
-            sums.advantages,
+        none = torch.zeros(len(stats), dtype=torch.float64)
+        spare = constant_reward_groups(stats) if self.constant_reward_groups else none
+        advantages = stats.advantages + spare
+        effect = effects.rollout_effects(replace(stats, advantages=advantages), self._effect)
+        self._follow_scale(stats, effect)
+        ballot = acceptance.RuleInput(
+            stats.advantages,
             effect,
             self._scale,
-            sums.rewards,
-            spare if self.uniform_groups else None,
+            stats.rewards,
+            spare if self.constant_reward_groups else None,
         )
-        ones = replace(sums, advantages=torch.ones_like(none))
+        ones = replace(stats, advantages=torch.ones_like(none))
         unit = clock.optimizer_steps * effects.rollout_effects(ones, self._effect)
-        return Offer(rule, ballot, self.drawing, unit, sums.tokens, spare != 0)
+        return Response(rule, ballot, self.drawing, unit, stats.tokens, spare != 0)
 
-    def _authority(self, offer: Offer) -> dict[str, float]:
+    def _authority(self, offer: Response) -> dict[str, float]:
         """What the batch can add to the entropy in total, either way, before the choice is made."""
         limit = self.feedback.limit
         reachable = {
-            "entropy/authority_up": self.observer.in_nats(offer.reach(limit)),
-            "entropy/authority_down": self.observer.in_nats(offer.reach(-limit)),
+            "entropy/reachable_up": self.observer.in_nats(offer.reach(limit)),
+            "entropy/reachable_down": self.observer.in_nats(offer.reach(-limit)),
         }
         return {key: nats for key, nats in reachable.items() if math.isfinite(nats)}
 
-    def _steer(self, measured: float, offer: Offer, clock: Clock) -> tuple[float, bool, float]:
+    def _steer(
+        self, measured: float, offer: Response, clock: StepInfo
+    ) -> tuple[float, bool, float]:
         """Ask the feedback: pressure, whether that is all it can ask for, nats out of reach."""
         if not (0 < offer.size < math.inf):
             # nothing votes, so nothing can be steered: a loop that looked on would only wind up
             return 0.0, False, 0.0
 
         def ahead(steps: int) -> float:
-            target = self.goal.ahead(clock.step, steps)
+            target = self._target.ahead(clock.step, steps)
             assert target is not None, "a rule has a schedule, and the first batch anchored it"
             return target
 
@@ -282,7 +283,7 @@ class EntropyController:
         )
         return pressure, self.feedback.saturated, self.feedback.shortfall
 
-    def _commit(self, kept: Tensor, clock: Clock) -> dict[str, float]:
+    def _commit(self, kept: Tensor, clock: StepInfo) -> dict[str, float]:
         """Tell the observer what enters the update; return what that is predicted to do."""
         summed = float(kept[0].sum()), float(kept[1].sum())
         steps, momentum = clock.optimizer_steps, clock.decay
@@ -299,11 +300,11 @@ class EntropyController:
 
     def target(self, step: int) -> float | None:
         """Target entropy at an optimizer step, nats per token; None while it is not known."""
-        return self.goal.target(step)
+        return self._target.target(step)
 
-    def _follow_scale(self, sums: RolloutSums, effect: Tensor) -> None:
+    def _follow_scale(self, stats: RolloutStats, effect: Tensor) -> None:
         """Slow average of the mean size of the effects that carry a vote, or may join the vote."""
-        votes = effect[sums.votes] if bool(sums.votes.any()) else effect[effect != 0]
+        votes = effect[stats.active] if bool(stats.active.any()) else effect[effect != 0]
         if len(votes) == 0:
             return
         size = float(votes.abs().mean())
@@ -312,7 +313,7 @@ class EntropyController:
         memory = _SCALE_MEMORY if self._scale > 0 else 0.0
         self._scale = memory * self._scale + (1 - memory) * size
 
-    def _draw(self, verdict: acceptance.Verdict, votes: Tensor, offer: Offer) -> Tensor:
+    def _draw(self, verdict: acceptance.Selection, votes: Tensor, offer: Response) -> Tensor:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._decisions) % 2**63)
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         # ordered by effect, the draw is balanced in every range of effects: its sum stays on plan
@@ -324,11 +325,13 @@ class EntropyController:
     def _remedies(self) -> list[str]:
         """What a user can change where rejection is at its limit."""
         remedies = ["make it slower", "give more rollouts per batch", "raise the learning rate"]
-        if self.rule is not None and self.rule.relay:
+        if self.rule is not None and self.rule.deadband:
             return [*remedies, "use rule='tilt'"]
-        if not self.uniform_groups:
-            remedies.append("let all-correct and all-wrong groups join (uniform_groups=True)")
-        return remedies if self._effect == "gradient" else [*remedies, "use effect='gradient'"]
+        if not self.constant_reward_groups:
+            remedies.append(
+                "let all-correct and all-wrong groups join (constant_reward_groups=True)"
+            )
+        return remedies
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to decide as if never interrupted, for JSON."""
@@ -336,7 +339,7 @@ class EntropyController:
             "version": 2,
             "settings": self._settings(),
             "decisions": self._decisions,
-            "goal": self.goal.state_dict(),
+            "goal": self._target.state_dict(),
             "scale": self._scale,
             "feedback": self.feedback.state_dict(),
             "observer": self.observer.state_dict(),
@@ -380,14 +383,14 @@ class EntropyController:
         """Return repr without addresses: those of plain functions change from run to run."""
         settings = (
             f"{self!r} with {self.feedback!r}, {self.drawing!r}, "
-            f"uniform_groups={self.uniform_groups}, refresh={self.refresh}, "
+            f"constant_reward_groups={self.constant_reward_groups}, "
             f"remeasure={self.remeasure}"
         )
         return re.sub(r" at 0x[0-9a-fA-F]+", "", settings)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._decisions = int(state["decisions"])
-        self.goal.load_state_dict(state["goal"])
+        self._target.load_state_dict(state["goal"])
         self._scale = float(state["scale"])
         self.feedback.load_state_dict(state["feedback"])
         self.observer.load_state_dict(state["observer"])
@@ -410,19 +413,12 @@ def _feedback_for(
     band: float | tuple[float, float],
     feedback: Feedback | str | None,
 ) -> Feedback:
-    relay = Relay(band)  # checks the band also where it is not used
-    if rule is None or not rule.relay:
-        return RecedingHorizon() if feedback is None else get_feedback(feedback)
+    relay = Deadband(band)  # checks the band also where it is not used
+    if rule is None or not rule.deadband:
+        return Planner() if feedback is None else get_feedback(feedback)
     if isinstance(feedback, str):
         raise ValueError(
             f"rule {rule.name!r} reads a band and takes no feedback, got {feedback!r}; leave it "
             "out, or use rule='tilt'"
         )
     return relay if feedback is None else get_feedback(feedback)
-
-
-def _observer_for(effect: str) -> EntropyObserver:
-    if effect == "gradient":
-        # its effects are in nats already
-        return EntropyObserver(gain=1.0, gain_spread=0.5)
-    return EntropyObserver()

@@ -5,21 +5,17 @@ the sum of its tokens' *sensitivity* (nats per unit of advantage), up to one gai
 share; w is what the loss puts on the rollout's tokens, 1 on average. The levels differ in what they
 know of a token:
 
-=========  ======================  ==========================================================
-level      sensitivity of token t  needs
-=========  ======================  ==========================================================
-sign       -1                      the advantage alone (the paper's view)
-sampled    -(log p_t - mean)       sampled log-probs; the covariance of Cui et al. (2025)
-logit      -(S_t - M_t)            one forward pass, three numbers a token
-gradient   N c_t <grad log p, u>   two backward passes and a forward-mode one, the optimizer
-=========  ======================  ==========================================================
+=======  ======================  ============================================================
+level    sensitivity of token t  needs
+=======  ======================  ============================================================
+sign     -1                      the advantage alone (the paper's view)
+sampled  -(log p_t - mean)       sampled log-probs; the covariance of Cui et al. (2025)
+logit    -(S_t - M_t)            one forward pass, three numbers a token
+=======  ======================  ============================================================
 
 with ``S_t = p_k (log p_k + H)`` for the sampled token k and ``M_t = sum_i p_i^2 (log p_i + H)``,
 its mean under the policy. For a tabular softmax ``dH = -eta A (S_t - M_t)`` is exact to first
-order: a *likely* token that is rewarded lowers entropy, an *unlikely* one raises it. At the last
-level c_t is what the loss puts on the token and u the optimizer's answer to the entropy's gradient
-(`entrocraft.lab.dynamics.gradient`): what a token does to all others through shared parameters counts too, and
-the gain that is learnt starts at 1.
+order: a *likely* token that is rewarded lowers entropy, an *unlikely* one raises it.
 """
 
 from __future__ import annotations
@@ -30,20 +26,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from entrocraft.rollouts import RolloutSums
+from entrocraft.rollouts import RolloutStats
 
 __all__ = ["LEVELS", "TOKEN_LEVELS", "TokenStatistics", "rollout_effects", "token_statistics"]
 
-LEVELS = ("sign", "sampled", "logit", "gradient")
+LEVELS = ("sign", "sampled", "logit")
 """Effect levels by name, cheapest first."""
 
-TOKEN_LEVELS = ("logit", "gradient")
+TOKEN_LEVELS = ("logit",)
 """Levels whose (B, T) sensitivity the trainer's adapter has to put into the batch."""
 
-_SOURCES = {
-    "logit": "entrocraft.effects.token_statistics",
-    "gradient": "entrocraft.lab.dynamics.gradient.GradientEffect",
-}
 _CHUNK_ELEMENTS = 2**24
 
 
@@ -134,42 +126,39 @@ def _chunk_statistics(logits: Tensor, tokens: Tensor) -> Tensor:
     return torch.stack([chosen, entropy, baseline - surprise])
 
 
-def rollout_effects(sums: RolloutSums, level: str) -> Tensor:
+def rollout_effects(stats: RolloutStats, level: str) -> Tensor:
     """Predicted change of the mean entropy if rollout j is kept with weight 1: (B,) float64, nats.
 
     ``effect_j = A_j w_j / N * sum_t sensitivity_t``, N the response tokens of the batch and w_j
-    what the loss puts on a token of the rollout (`RolloutSums.token_weight`), 1 on token average;
-    true up to one gain that all rollouts share. At the level "gradient" sensitivities have w in
-    them.
+    what the loss puts on a token of the rollout (`RolloutStats.token_weight`), 1 on token average;
+    true up to one gain that all rollouts share.
 
     Raises:
         ValueError: an unknown level, or one that needs the batch's sensitivity and finds none.
     """
-    weight = _token_weight(sums)
-    tokens, logprob = sums.advantage_tokens, sums.advantage_logprob
+    weight = _token_weight(stats)
+    tokens, logprob = stats.advantage_tokens, stats.advantage_logprob
     if tokens is None or logprob is None:
-        tokens, logprob = sums.tokens, sums.logprob
+        tokens, logprob = stats.tokens, stats.logprob
     if level == "sign":
         sensitivity = -tokens
     elif level == "sampled":
-        mean = (weight * sums.logprob).sum() / sums.total_tokens
+        mean = (weight * stats.logprob).sum() / stats.total_tokens
         sensitivity = -(logprob - mean * tokens)
     elif level in TOKEN_LEVELS:
-        if sums.sensitivity is None:
+        if stats.sensitivity is None:
             raise ValueError(
                 f"effect level {level!r} needs RolloutBatch.sensitivity (B, T), see "
-                f"{_SOURCES[level]}; or choose effect='sampled', which needs log-probs only"
+                "entrocraft.effects.token_statistics; or choose effect='sampled', which needs log-probs only"
             )
-        sensitivity = sums.sensitivity
-        if level == "gradient":
-            weight = torch.ones_like(weight)
+        sensitivity = stats.sensitivity
     else:
         raise ValueError(f"unknown effect level {level!r}; choose one of {', '.join(LEVELS)}")
-    return sums.advantages * sensitivity * weight / sums.total_tokens
+    return stats.advantages * sensitivity * weight / stats.total_tokens
 
 
-def _token_weight(sums: RolloutSums) -> Tensor:
+def _token_weight(stats: RolloutStats) -> Tensor:
     """(B,): w, 1 on average over the tokens."""
-    if sums.token_weight is None:
-        return torch.ones_like(sums.tokens)
-    return sums.token_weight * (sums.total_tokens / (sums.token_weight * sums.tokens).sum())
+    if stats.token_weight is None:
+        return torch.ones_like(stats.tokens)
+    return stats.token_weight * (stats.total_tokens / (stats.token_weight * stats.tokens).sum())

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from entrocraft.rollouts import RolloutBatch, RolloutSums
+from entrocraft.rollouts import RolloutBatch, RolloutStats
 
-__all__ = ["Clock", "Decision", "EntropyControlWarning", "EntropyMethod", "ExtraRollouts"]
+__all__ = ["Decision", "EntropyControlWarning", "EntropyMethod", "ExtraRollouts", "StepInfo"]
 
 _USUAL_MOMENTUM = 0.9  # Adam's, where the trainer does not tell
 
@@ -68,7 +68,7 @@ class ExtraRollouts:
 
 
 @dataclass(frozen=True)
-class Clock:
+class StepInfo:
     """When a batch is used, and what the optimizer is doing meanwhile; see `RolloutBatch`.
 
     Raises:
@@ -98,7 +98,7 @@ class Clock:
         return _USUAL_MOMENTUM if self.momentum is None else self.momentum
 
     @classmethod
-    def of(cls, batch: RolloutBatch | RolloutSums, told: dict[str, Any]) -> Clock:
+    def of(cls, batch: RolloutBatch | RolloutStats, told: dict[str, Any]) -> StepInfo:
         """Read a batch's own clock, and what was told by keyword."""
         if isinstance(batch, RolloutBatch):
             told = {
@@ -116,9 +116,9 @@ class EntropyMethod(Protocol):
     A method may also have
 
     - `refresh` (an int, for the level `gradient`), and `remeasure` (a bool) with
-      `realized(change, stderr, trained)`; see `EntropyController`;
+      `post_update(change, stderr, trained)`; see `EntropyController`;
     - `trainer_options`, `reweigh(tokens)`, `bonus_entropy(logits)` and `stepped(bonus)`; see
-      `entrocraft.methods.Peer`.
+      `entrocraft.methods.Baseline`.
     """
 
     @property
@@ -130,7 +130,7 @@ class EntropyMethod(Protocol):
         """Learn vocabulary size and run length; raise before any update if they do not fit."""
         ...
 
-    def decide(self, batch: RolloutBatch | RolloutSums, **clock: Any) -> Decision:
+    def decide(self, batch: RolloutBatch | RolloutStats, **clock: Any) -> Decision:
         """Decide on one rollout batch."""
         ...
 

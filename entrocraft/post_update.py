@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["change_sums", "realized_change", "tell_change", "untouched"]
+__all__ = ["change_sums", "post_update_change", "report_change", "untouched"]
 
 _LARGEST_LOG_RATIO = 2.0
 _FEWEST_PROMPTS = 6
@@ -31,7 +31,7 @@ def change_sums(
     entropies_before: Tensor,
     entropies_after: Tensor,
 ) -> Tensor:
-    """Per-rollout sums that `realized_change` needs and ranks exchange: (B, 4) float64.
+    """Per-rollout stats that `post_update_change` needs and ranks exchange: (B, 4) float64.
 
     Columns: tokens, entropy before (nats), weights of positions, weighted entropy after (nats).
 
@@ -58,11 +58,11 @@ def change_sums(
     return torch.stack([column.sum(1) for column in columns], dim=1)
 
 
-def realized_change(sums: Tensor, group: Tensor | None = None) -> tuple[float, float]:
+def post_update_change(stats: Tensor, group: Tensor | None = None) -> tuple[float, float]:
     """Return the change of the mean entropy, nats per token, and its standard error.
 
     Args:
-        sums: (B, 4), of all ranks.
+        stats: (B, 4), of all ranks.
         group: (B,), an integer for each prompt; None takes each rollout for itself.
 
     Returns:
@@ -71,7 +71,7 @@ def realized_change(sums: Tensor, group: Tensor | None = None) -> tuple[float, f
     Raises:
         ValueError: no response token in the batch.
     """
-    tokens, before, weights, after = sums.double().unbind(1)
+    tokens, before, weights, after = stats.double().unbind(1)
     if not float(tokens.sum()) > 0:
         raise ValueError("the batch has no response token inside its mask")
     old = float(before.sum() / tokens.sum())
@@ -103,24 +103,24 @@ def untouched(advantages: Tensor, group: Tensor) -> Tensor | None:
     return out[index] if int(out.sum()) >= _FEWEST_PROMPTS else None
 
 
-def tell_change(method: Any, sums: Tensor, trained: Tensor, group: Tensor) -> dict[str, float]:
+def report_change(method: Any, stats: Tensor, trained: Tensor, group: Tensor) -> dict[str, float]:
     """Tell a method how far its last batch moved the entropy; return what there is to log.
 
     Args:
-        method: has `realized(change, stderr, trained)`; see `EntropyController`.
-        sums: (B, 4) of `change_sums`, of all processes.
+        method: has `post_update(change, stderr, trained)`; see `EntropyController`.
+        stats: (B, 4) of `change_sums`, of all processes.
         trained: (B,) advantages as trained on.
         group: (B,), an integer for each prompt.
     """
     left_out = untouched(trained, group)
     if left_out is None:
-        parts = [(torch.ones(len(sums), dtype=torch.bool), True)]
+        parts = [(torch.ones(len(stats), dtype=torch.bool), True)]
     else:
         parts = [(left_out, False), (~left_out, True)]
     metrics: dict[str, float] = {}
     for rows, trained_on in parts:
-        if float(sums[rows, 0].sum()) > 0:
-            change, stderr = realized_change(sums[rows], group[rows])
-            told = method.realized(change, stderr, trained=trained_on)
+        if float(stats[rows, 0].sum()) > 0:
+            change, stderr = post_update_change(stats[rows], group[rows])
+            told = method.post_update(change, stderr, trained=trained_on)
             metrics = metrics or told
     return metrics

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from entrocraft import methods
-from entrocraft.selection.rules import RULES
 from entrocraft.controller import EntropyController
 from entrocraft.method import EntropyMethod
+from entrocraft.selection.rules import RULES
 
 __all__ = ["ControlConfig"]
 
@@ -25,15 +25,14 @@ class ControlConfig:
         schedule: target entropy in nats per token over optimizer steps, for example
             "linear(0.6, 0.3, 300)"; "initial" stands for the first measured entropy. null only for
             what needs none: rule null, and peers, some of which then follow a constant of theirs.
-        effect: sign, sampled, logit or gradient; null takes the rule's own.
+        effect: sign, sampled or logit; null takes the rule's own.
         band: half-width around the target, in nats, for the rules sign and switch.
         feedback: plan or pi, for the rule tilt; null takes plan.
-        uniform_groups: let all-correct and all-wrong groups join with raw rewards.
+        constant_reward_groups: let all-correct and all-wrong groups join with raw rewards.
         correction: importance weights a^-correction of what was kept with probability a; 0 to 1.
         draw: false weighs rollouts by their keep probability instead of drawing.
         effective_batch: rollouts with a vote to keep at most; null keeps all that are left.
         renormalize: none, rollouts or tokens; scales what is kept up to the whole batch's size.
-        refresh: decisions that share one entropy gradient, for the effect gradient.
         remeasure: score each batch once more after its update; null does so with feedback plan.
     """
 
@@ -43,12 +42,11 @@ class ControlConfig:
     effect: str | None = None
     band: float = 0.05
     feedback: Literal["plan", "pi"] | None = None
-    uniform_groups: bool = False
+    constant_reward_groups: bool = False
     correction: float = 0.0
     draw: bool = True
     effective_batch: int | None = None
     renormalize: Literal["none", "rollouts", "tokens"] = "none"
-    refresh: int = 1
     remeasure: bool | None = None
 
     def build(self, seed: int) -> EntropyMethod:

@@ -27,11 +27,11 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor
 
-from entrocraft.settings import ControlConfig
 from entrocraft.effects import TOKEN_LEVELS
-from entrocraft.method import EntropyMethod
 from entrocraft.lab.parsing import config_from_mapping
-from entrocraft.rollouts import RolloutSums
+from entrocraft.method import EntropyMethod
+from entrocraft.rollouts import RolloutStats
+from entrocraft.settings import ControlConfig
 
 __all__ = ["control_advantages"]
 
@@ -71,9 +71,9 @@ def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
     # slime's loss is a mean over samples of means over tokens unless it is told otherwise
     by_token = bool(getattr(args, "calculate_per_token_loss", False))
     weight = None if by_token else 1 / named["tokens"].clamp(min=1)
-    sums = RolloutSums(**named, token_weight=weight, by_rollout=not by_token)
+    stats = RolloutStats(**named, token_weight=weight, by_rollout=not by_token)
     steps = _steps(args)
-    decision = method.decide(sums, step=round(_state["steps"]), optimizer_steps=steps)
+    decision = method.decide(stats, step=round(_state["steps"]), optimizer_steps=steps)
     _state["steps"] += steps
     kept = decision.advantages[start : start + len(mine)]
     advantages = [
@@ -137,7 +137,7 @@ def _steps(args: Any) -> float:
     return prompts * samples / batch
 
 
-def _sums(args: Any, data: dict[str, Any]) -> RolloutSums:
+def _sums(args: Any, data: dict[str, Any]) -> RolloutStats:
     if args.advantage_estimator not in _ESTIMATORS:
         raise ValueError(
             f"advantage_estimator is {args.advantage_estimator!r}; entropy control in slime knows "
@@ -165,7 +165,7 @@ def _sums(args: Any, data: dict[str, Any]) -> RolloutSums:
         pairs = zip(values, masks, strict=True)
         return torch.stack([value[mask].double().sum().cpu() for value, mask in pairs])
 
-    return RolloutSums(
+    return RolloutStats(
         advantages=torch.tensor(data["rewards"], dtype=torch.float64),
         tokens=torch.tensor([float(mask.sum()) for mask in masks], dtype=torch.float64),
         logprob=added(data["log_probs"]),

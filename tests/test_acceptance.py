@@ -10,7 +10,7 @@ from scipy.optimize import LinearConstraint, minimize
 
 from entrocraft.selection.rules import (
     RULES,
-    Ballot,
+    RuleInput,
     Sign,
     Switch,
     Tilt,
@@ -112,13 +112,13 @@ def test_solve_tilt_does_not_depend_on_the_unit(unit):
 def ballot(**changes):
     advantages = torch.tensor([1.0, -1.0, 0.0, 0.5, -0.5], dtype=torch.float64)
     effects = torch.tensor([-0.2, 0.3, 0.0, 0.1, -0.4], dtype=torch.float64)
-    return Ballot(**({"advantages": advantages, "effects": effects, "scale": 0.2} | changes))
+    return RuleInput(**({"advantages": advantages, "effects": effects, "scale": 0.2} | changes))
 
 
 def test_the_tilt_rule_measures_pressure_in_units_of_the_scale():
     rule = Tilt(floor=0.0)
     for pressure in (-8.0, -0.3, 0.0, 0.3, 8.0):
-        verdict = rule.judge(ballot(), pressure)
+        verdict = rule.select(ballot(), pressure)
         expected = tilt(ballot().effects, pressure / 0.2) if pressure else torch.ones(5)
         np.testing.assert_allclose(verdict.probabilities, expected, rtol=1e-12)
         assert torch.equal(verdict.advantages, ballot().advantages)
@@ -126,19 +126,19 @@ def test_the_tilt_rule_measures_pressure_in_units_of_the_scale():
 
 @pytest.mark.parametrize("unit", [1e-300, 1e-30, 1e30, 1e300])
 def test_the_tilt_rule_knows_no_unit(unit):
-    plain = Tilt().judge(ballot(), 1.5).probabilities
-    scaled = Tilt().judge(ballot(effects=ballot().effects * unit, scale=0.2 * unit), 1.5)
+    plain = Tilt().select(ballot(), 1.5).probabilities
+    scaled = Tilt().select(ballot(effects=ballot().effects * unit, scale=0.2 * unit), 1.5)
     np.testing.assert_allclose(scaled.probabilities, plain, rtol=1e-9)
 
 
 def test_the_tilt_rule_survives_the_smallest_effects():
     tiny = torch.tensor([1e-310, -1e-310], dtype=torch.float64)
-    verdict = Tilt().judge(Ballot(tiny, tiny, 1e-310), 1.0)
+    verdict = Tilt().select(RuleInput(tiny, tiny, 1e-310), 1.0)
     np.testing.assert_allclose(verdict.probabilities, [1, math.exp(-1)], rtol=1e-6)
 
 
 def test_the_tilt_rule_keeps_all_while_no_effect_was_seen():
-    verdict = Tilt().judge(ballot(effects=torch.zeros(5), scale=0.0), 5.0)
+    verdict = Tilt().select(ballot(effects=torch.zeros(5), scale=0.0), 5.0)
     assert verdict.probabilities.tolist() == [1] * 5
 
 
@@ -148,7 +148,7 @@ def test_sign_is_algorithm_1():
             for pressure in (-1.0, 0.0, 1.0):
                 m = -pressure  # +1 above the band, -1 below it
                 advantages = torch.tensor(signs, dtype=torch.float64)
-                got = Sign().judge(Ballot(advantages, advantages, 1.0), pressure)
+                got = Sign().select(RuleInput(advantages, advantages, 1.0), pressure)
                 assert got.probabilities.tolist() == [float(m * a >= 0) for a in signs]
                 assert torch.equal(got.advantages, advantages)
 
@@ -158,8 +158,8 @@ def test_switch_trains_on_raw_rewards_of_one_sign(failure):
     # the first two rollouts are a group that all succeeded: its advantages are 0
     advantages = torch.tensor([0.0, 0.0, 1.0, -1.0], dtype=torch.float64)
     rewards = torch.tensor([1.0, 1.0, 1.0, failure], dtype=torch.float64)
-    votes = Ballot(advantages, advantages, 1.0, rewards)
-    above, inside, below = (Switch().judge(votes, pressure) for pressure in (-1.0, 0.0, 1.0))
+    votes = RuleInput(advantages, advantages, 1.0, rewards)
+    above, inside, below = (Switch().select(votes, pressure) for pressure in (-1.0, 0.0, 1.0))
     assert (above.probabilities * above.advantages).tolist() == [1, 1, 1, 0]
     assert (below.probabilities * below.advantages).tolist() == [0, 0, 0, -1]
     assert inside.probabilities.tolist() == [1, 1, 1, 1]
@@ -168,22 +168,22 @@ def test_switch_trains_on_raw_rewards_of_one_sign(failure):
 
 def test_switch_gives_unscorable_rollouts_no_vote():
     rewards = torch.tensor([math.nan, 1.0, 0.0], dtype=torch.float64)
-    votes = Ballot(torch.zeros(3), torch.zeros(3), 1.0, rewards)
+    votes = RuleInput(torch.zeros(3), torch.zeros(3), 1.0, rewards)
     for pressure, expected in ((-1.0, [0, 1, 0]), (1.0, [0, 0, -1])):
-        verdict = Switch().judge(votes, pressure)
+        verdict = Switch().select(votes, pressure)
         assert (verdict.probabilities * verdict.advantages).tolist() == expected
 
 
 def test_switch_reads_graded_rewards_by_its_threshold():
-    votes = Ballot(torch.zeros(3), torch.zeros(3), 1.0, torch.tensor([0.2, 0.5, 0.9]))
-    assert Switch().judge(votes, -1.0).probabilities.tolist() == [0, 1, 1]
-    assert Switch(success=0.9).judge(votes, -1.0).probabilities.tolist() == [0, 0, 1]
+    votes = RuleInput(torch.zeros(3), torch.zeros(3), 1.0, torch.tensor([0.2, 0.5, 0.9]))
+    assert Switch().select(votes, -1.0).probabilities.tolist() == [0, 1, 1]
+    assert Switch(success=0.9).select(votes, -1.0).probabilities.tolist() == [0, 0, 1]
 
 
 def test_switch_needs_rewards_also_inside_its_band():
     for pressure in (-1.0, 0.0, 1.0):
         with pytest.raises(ValueError, match=r"RolloutBatch\.rewards \(B,\).*rule='tilt'"):
-            Switch().judge(ballot(), pressure)
+            Switch().select(ballot(), pressure)
 
 
 def test_rules_by_name():
@@ -196,10 +196,10 @@ def test_rules_by_name():
 
 def test_no_vote_is_ever_locked_out():
     rule, votes = Tilt(floor=0.05), ballot(effects=torch.tensor([-50.0, 0.1, 0.0, 0.1, -0.1]))
-    verdict = rule.judge(votes, 8.0)
+    verdict = rule.select(votes, 8.0)
     assert verdict.probabilities[0] == 0.05
     assert bool((verdict.probabilities[1:4] == 1).all())
-    assert float(Tilt(floor=0.0).judge(votes, 8.0).probabilities[0]) == 0
+    assert float(Tilt(floor=0.0).select(votes, 8.0).probabilities[0]) == 0
     with pytest.raises(ValueError, match=r"floor must be a probability in \[0, 1\), got 1"):
         Tilt(floor=1)
 
@@ -210,9 +210,9 @@ def test_spare_rollouts_join_only_to_push_the_wanted_way():
     offered = ballot(spare=spare, effects=effects)
     without = ballot(effects=effects)
     for pressure, expected in ((0.0, 0.0), (-2.0, 0.0), (2.0, 1 - math.exp(-2 * 0.1 / 0.2))):
-        verdict = Tilt().judge(offered, pressure)
+        verdict = Tilt().select(offered, pressure)
         assert float(verdict.probabilities[2]) == pytest.approx(expected)
         assert verdict.advantages.tolist() == [1.0, -1.0, 1.0, 0.5, -0.5]
         voters = [0, 1, 3, 4]
-        usual = Tilt().judge(without, pressure)
+        usual = Tilt().select(without, pressure)
         assert torch.equal(verdict.probabilities[voters], usual.probabilities[voters])

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from rollout_batches import RULES, controller, effects_of, make_batch, repeat
 
 from entrocraft import EntropyController, EntropyControlWarning, RolloutBatch
-from entrocraft.selection.rules import Verdict
 from entrocraft.feedback import ProportionalIntegral
+from entrocraft.selection.rules import Selection
 
 pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
 
@@ -134,8 +134,8 @@ def test_renormalization_counts_rejected_votes_only():
     class NoDeadWeight:
         name, effect, relay = "no-dead-weight", "sign", False
 
-        def judge(self, ballot, pressure):
-            return Verdict((ballot.advantages > 0).double(), ballot.advantages)
+        def select(self, ballot, pressure):
+            return Selection((ballot.advantages > 0).double(), ballot.advantages)
 
     advantages = torch.tensor([1.0, -1.0, 0.0, 0.0] * 8)
     steered = controller(rule=NoDeadWeight(), renormalize="rollouts")
@@ -156,7 +156,7 @@ def test_renormalization_is_bounded():
 def test_metrics_are_finite_floats_and_complete():
     keys = {"measured", "measured_stderr", "target", "estimate", "pressure", "kept_fraction",
             "saturated", "shortfall", "empty", "gain_positive", "gain_negative", "drift",
-            "chosen_change", "predicted_change", "authority_up", "authority_down"}  # fmt: skip
+            "chosen_change", "predicted_change", "reachable_up", "reachable_down"}  # fmt: skip
     steered = controller("linear(initial, 0.2, 100)")
     for step in range(30):
         batch = make_batch(step, level=1.0 - 0.01 * step, drift=-0.005)
@@ -178,8 +178,8 @@ def test_authority_is_what_the_strongest_pressure_would_add():
         )
         up, down = float(effects.clamp(min=0).sum()), float(effects.clamp(max=0).sum())
         # a share of 0.02 of the opposing rollouts stays, more of those with hardly any effect
-        assert gain * up > metrics["entropy/authority_up"] > gain * (up + 0.15 * down)
-        assert gain * down < metrics["entropy/authority_down"] < gain * (down + 0.15 * up)
+        assert gain * up > metrics["entropy/reachable_up"] > gain * (up + 0.15 * down)
+        assert gain * down < metrics["entropy/reachable_down"] < gain * (down + 0.15 * up)
 
 
 def test_the_prediction_is_what_the_kept_rollouts_are_expected_to_do():
@@ -191,7 +191,7 @@ def test_the_prediction_is_what_the_kept_rollouts_are_expected_to_do():
     assert metrics["entropy/predicted_change"] == pytest.approx(expected)
     chosen = metrics["entropy/gain_positive"] * kept
     assert metrics["entropy/chosen_change"] == pytest.approx(chosen)
-    assert metrics["entropy/authority_down"] <= chosen <= metrics["entropy/authority_up"]
+    assert metrics["entropy/reachable_down"] <= chosen <= metrics["entropy/reachable_up"]
 
 
 def test_effects_at_the_gradient_level_are_in_nats_from_the_start():
@@ -210,7 +210,7 @@ def test_nothing_winds_up_while_nothing_votes():
     assert loop.state_dict()["integral"] == 0
 
 
-def test_uniform_groups_join_with_raw_rewards_to_push_the_wanted_way():
+def test_constant_reward_groups_join_with_raw_rewards_to_push_the_wanted_way():
     batch = make_batch(seed=3)
     rewards = batch.rewards.clone()
     rewards[:4], rewards[4:8], rewards[9] = 1.0, 0.0, math.nan
@@ -221,11 +221,11 @@ def test_uniform_groups_join_with_raw_rewards_to_push_the_wanted_way():
     unit = torch.where(batch.mask, batch.sensitivity, 0.0).sum(1)[:8] / batch.mask.sum()
     for target, sign in ((0.9, 1), (0.1, -1)):
         plain = controller(target).decide(batch)
-        joined = controller(target, uniform_groups=True).decide(batch)
+        joined = controller(target, constant_reward_groups=True).decide(batch)
         assert torch.equal(plain.advantages[:8], torch.zeros(8, dtype=torch.float64))
         used = joined.advantages[:8] != 0
         assert bool(used.any())
-        assert joined.metrics["entropy/spare_used"] == int(used.sum())
+        assert joined.metrics["entropy/constant_reward_used"] == int(used.sum())
         assert torch.equal(joined.advantages[:8][used], raw[used])
         assert bool((sign * raw * unit > 0)[used].all())
         wider = joined.metrics[f"entropy/authority_{'up' if sign > 0 else 'down'}"]
@@ -235,14 +235,14 @@ def test_uniform_groups_join_with_raw_rewards_to_push_the_wanted_way():
         assert joined.metrics["entropy/kept_fraction"] == pytest.approx(
             float(kept[votes].double().mean())
         )
-    at_rest = controller(0.5, uniform_groups=True, feedback=ProportionalIntegral(0.0, 0.0))
+    at_rest = controller(0.5, constant_reward_groups=True, feedback=ProportionalIntegral(0.0, 0.0))
     assert float(at_rest.decide(batch).advantages[:8].abs().max()) == 0
 
 
-def test_uniform_groups_need_rewards_and_groups():
+def test_constant_reward_groups_need_rewards_and_groups():
     for missing in ("rewards", "group"):
-        with pytest.raises(ValueError, match="uniform_groups trains on raw rewards"):
-            controller(uniform_groups=True).decide(make_batch(**{missing: None}))
+        with pytest.raises(ValueError, match="constant_reward_groups trains on raw rewards"):
+            controller(constant_reward_groups=True).decide(make_batch(**{missing: None}))
 
 
 def test_options_of_the_draw_reach_the_weights():
@@ -260,10 +260,10 @@ def test_options_of_the_draw_reach_the_weights():
 
 def test_full_correction_has_no_authority():
     metrics = controller(0.53, correction=1.0).decide(make_batch()).metrics
-    spread = metrics["entropy/authority_up"] - metrics["entropy/authority_down"]
+    spread = metrics["entropy/reachable_up"] - metrics["entropy/reachable_down"]
     free = controller(0.53).decide(make_batch()).metrics
     # only the bound on the weights, at a tenth of the probability, leaves any
-    assert spread < 0.9 * (free["entropy/authority_up"] - free["entropy/authority_down"])
+    assert spread < 0.9 * (free["entropy/reachable_up"] - free["entropy/reachable_down"])
 
 
 def test_one_rollout_has_no_standard_error_and_no_strange_metric():

@@ -10,7 +10,7 @@ import torch
 from rollout_batches import controller, make_batch, repeat
 
 from entrocraft import EntropyController, EntropyControlWarning
-from entrocraft.selection.rules import Verdict
+from entrocraft.selection.rules import Selection
 
 pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
 
@@ -74,7 +74,10 @@ def test_saturation_that_comes_and_goes_is_no_warning():
         ({"renormalize": "mean"}, "'none', 'rollouts' or 'tokens', got 'mean'"),
         ({"feedback": "pid"}, "unknown feedback 'pid'; choose one of plan, pi"),
         ({"rule": "sign", "feedback": "pi"}, "rule 'sign' reads a band and takes no feedback"),
-        ({"rule": "sign", "uniform_groups": True}, "uniform_groups needs rule='tilt', got 'sign'"),
+        (
+            {"rule": "sign", "constant_reward_groups": True},
+            "constant_reward_groups needs rule='tilt', got 'sign'",
+        ),
         ({"refresh": 0}, "refresh must be a whole number of at least 1 decision, got 0"),
         ({"refresh": 1.5}, "refresh must be a whole number of at least 1 decision, got 1.5"),
         ({"rule": 42}, "unknown rule 42; choose one of tilt, sign, switch or None"),
@@ -133,7 +136,7 @@ def spoilt(name, value):
 class Broken:
     name, effect, relay = "broken", "logit", False
 
-    def judge(self, ballot, pressure):
+    def select(self, ballot, pressure):
         raise RuntimeError("broken rule")
 
 
@@ -174,11 +177,11 @@ def test_a_decision_that_raises_changes_nothing(options, changes, message, used)
 
 
 def test_sums_have_their_clock_checked_too():
-    sums, steered = make_batch().sums(), controller()
+    stats, steered = make_batch().stats(), controller()
     with pytest.raises(TypeError, match="step"):
-        steered.decide(sums)
+        steered.decide(stats)
     with pytest.raises(ValueError, match="optimizer_steps must be above 0, got 0"):
-        steered.decide(sums, step=0, optimizer_steps=0)
+        steered.decide(stats, step=0, optimizer_steps=0)
 
 
 def test_a_warning_turned_into_an_error_is_a_decision_that_never_happened():
@@ -193,8 +196,8 @@ def test_own_rules_are_rules():
     class Half:
         name, effect, relay = "half", "sampled", False
 
-        def judge(self, ballot, pressure):
-            return Verdict(torch.full_like(ballot.effects, 0.5), ballot.advantages)
+        def select(self, ballot, pressure):
+            return Selection(torch.full_like(ballot.effects, 0.5), ballot.advantages)
 
     decision = controller(rule=Half()).decide(make_batch(sensitivity=None))
     assert float(decision.weights.sum()) == 16

@@ -72,11 +72,13 @@ def test_a_loaded_state_brings_its_own_anchor():
     one.decide(make_batch(level=0.5))
     two.decide(make_batch(level=0.9))
     two.load_state_dict(one.state_dict())
-    measured = make_batch(level=0.5).sums().mean_entropy()
+    measured = make_batch(level=0.5).stats().mean_entropy()
     assert two.decide(make_batch(1)).metrics["entropy/target"] == pytest.approx(measured)
     two.load_state_dict(controller("constant(initial)").state_dict())
     fresh = make_batch(1, level=0.7)
-    assert two.decide(fresh).metrics["entropy/target"] == pytest.approx(fresh.sums().mean_entropy())
+    assert two.decide(fresh).metrics["entropy/target"] == pytest.approx(
+        fresh.stats().mean_entropy()
+    )
 
 
 def test_other_settings_are_told_about():
@@ -105,7 +107,7 @@ def test_a_state_of_another_feedback_is_refused_and_changes_nothing():
     before = steered.state_dict()
     with (
         pytest.warns(EntropyControlWarning, match="this one is"),
-        pytest.raises(ValueError, match=r"does not fit .* feedback RecedingHorizon"),
+        pytest.raises(ValueError, match=r"does not fit .* feedback Planner"),
     ):
         steered.load_state_dict(other.state_dict())
     assert steered.state_dict() == before
@@ -122,7 +124,7 @@ def test_sums_decide_as_their_batch():
     batch = make_batch(7, optimizer_steps=3, drift=0.01)
     one, two = controller(0.53), controller(0.53)
     a = one.decide(batch)
-    b = two.decide(batch.sums(), step=7, optimizer_steps=3, drift=0.01)
+    b = two.decide(batch.stats(), step=7, optimizer_steps=3, drift=0.01)
     assert torch.equal(a.weights, b.weights)
     assert a.metrics == pytest.approx(b.metrics)
     assert one.state_dict() == two.state_dict()

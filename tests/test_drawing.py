@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrocraft.selection.sampling import Drawing, systematic_draw
+from entrocraft.selection.sampling import Sampling, systematic_draw
 
 
 def grid(count):
@@ -39,7 +39,7 @@ def test_every_stretch_along_the_order_is_balanced():
 
 
 def test_draw_by_hand():
-    # the comb stands at 0.2, 1.2, ... over the cumulative sums 0.5, 1.0, 1.5, 2.0
+    # the comb stands at 0.2, 1.2, ... over the cumulative stats 0.5, 1.0, 1.5, 2.0
     half = torch.full((4,), 0.5)
     assert systematic_draw(half, 0.2).tolist() == [True, False, True, False]
     assert systematic_draw(half, 0.7).tolist() == [False, True, False, True]
@@ -81,7 +81,7 @@ def example(count=40, seed=0):
 @pytest.mark.parametrize("correction", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("effective_batch", [None, 10, 1000])
 def test_weights_average_to_what_is_expected(correction, effective_batch):
-    drawing = Drawing(correction=correction, effective_batch=effective_batch)
+    drawing = Sampling(correction=correction, effective_batch=effective_batch)
     p, votes, tokens, order = example()
     drawn = [drawing.weights(p, votes, tokens, order, u) for u in grid(4000)]
     expected = drawing.expected(p, votes, tokens)
@@ -91,15 +91,15 @@ def test_weights_average_to_what_is_expected(correction, effective_batch):
 def test_full_correction_is_plain_rl_in_expectation():
     p, votes, tokens, _ = example()
     p = p.clamp(min=0.1)
-    full = Drawing(correction=1.0).expected(p, votes, tokens)
+    full = Sampling(correction=1.0).expected(p, votes, tokens)
     np.testing.assert_allclose(full, torch.ones(40))
-    half = Drawing(correction=0.5).expected(p, votes, tokens)
+    half = Sampling(correction=0.5).expected(p, votes, tokens)
     np.testing.assert_allclose(half, p.sqrt())
 
 
 def test_corrections_are_bounded():
     p = torch.tensor([0.0, 1e-9, 0.05, 1.0], dtype=torch.float64)
-    weights = Drawing(correction=1.0).weights(
+    weights = Sampling(correction=1.0).weights(
         p, torch.ones(4, dtype=torch.bool), torch.ones(4), torch.arange(4), 0.0
     )
     assert float(weights[0]) == 0
@@ -108,7 +108,7 @@ def test_corrections_are_bounded():
 
 def test_without_a_draw_probabilities_are_weights():
     p, votes, tokens, order = example()
-    drawing = Drawing(draw=False)
+    drawing = Sampling(draw=False)
     for uniform in (0.0, 0.7):
         assert torch.equal(drawing.weights(p, votes, tokens, order, uniform), p)
     assert torch.equal(drawing.expected(p, votes, tokens), p)
@@ -118,20 +118,20 @@ def test_the_effective_batch_is_constant_if_enough_is_offered():
     for seed in range(20):
         p, votes, tokens, order = example(80, seed)
         for uniform in grid(5):
-            weights = Drawing(effective_batch=12).weights(p, votes, tokens, order, uniform)
+            weights = Sampling(effective_batch=12).weights(p, votes, tokens, order, uniform)
             # rollouts without a vote are certain and stay out of the comb
             assert abs(int((weights[votes] > 0).sum()) - 12) <= 1
             assert bool((weights[~votes] == 1).all())
-        share = Drawing(effective_batch=12).thinned(p, votes) / p
+        share = Sampling(effective_batch=12).thinned(p, votes) / p
         np.testing.assert_allclose(share[votes], 12 / float(p[votes].sum()))
 
 
 def test_a_batch_below_the_effective_size_is_left_alone():
     p, votes, tokens, order = example()
-    plain = Drawing().weights(p, votes, tokens, order, 0.3)
-    assert torch.equal(Drawing(effective_batch=500).weights(p, votes, tokens, order, 0.3), plain)
+    plain = Sampling().weights(p, votes, tokens, order, 0.3)
+    assert torch.equal(Sampling(effective_batch=500).weights(p, votes, tokens, order, 0.3), plain)
     nobody = torch.zeros(40, dtype=torch.bool)
-    assert torch.equal(Drawing(effective_batch=5).thinned(p, nobody), p)
+    assert torch.equal(Sampling(effective_batch=5).thinned(p, nobody), p)
 
 
 @pytest.mark.parametrize(
@@ -146,12 +146,12 @@ def test_a_batch_below_the_effective_size_is_left_alone():
 )
 def test_bad_settings(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        Drawing(**changes)
+        Sampling(**changes)
 
 
 @pytest.mark.parametrize("renormalize", ["rollouts", "tokens"])
 def test_spare_voters_make_up_for_nothing(renormalize):
-    drawing = Drawing(draw=False, correction=0.5, renormalize=renormalize)
+    drawing = Sampling(draw=False, correction=0.5, renormalize=renormalize)
     spare = torch.tensor([False, False, True, True])
     votes = torch.tensor([True, True, True, True])
     tokens = torch.tensor([3.0, 3.0, 5.0, 5.0])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrocraft.effects import LEVELS, _blocks, rollout_effects, token_statistics
-from entrocraft.rollouts import RolloutSums
+from entrocraft.rollouts import RolloutStats
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -231,19 +231,19 @@ def batch():
     sensitivity = [generator.normal(size=length) for length in lengths]
     advantages = generator.normal(size=5)
     advantages[3] = 0
-    sums = RolloutSums(
+    stats = RolloutStats(
         advantages=torch.tensor(advantages),
         tokens=torch.tensor(lengths).double(),
         logprob=torch.tensor([row.sum() for row in logprobs]),
         entropy=torch.ones(5, dtype=torch.float64),
         sensitivity=torch.tensor([row.sum() for row in sensitivity]),
     )
-    return sums, advantages, logprobs, sensitivity
+    return stats, advantages, logprobs, sensitivity
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_rollout_effects_by_brute_force(level):
-    sums, advantages, logprobs, sensitivity = batch()
+    stats, advantages, logprobs, sensitivity = batch()
     every = np.concatenate(logprobs)
     token = {
         "sign": [-np.ones_like(row) for row in logprobs],
@@ -252,13 +252,13 @@ def test_rollout_effects_by_brute_force(level):
         "gradient": sensitivity,
     }[level]
     expected = [a * sum(row) / len(every) for a, row in zip(advantages, token, strict=True)]
-    np.testing.assert_allclose(rollout_effects(sums, level), expected, rtol=1e-12, atol=1e-15)
-    assert rollout_effects(sums, level)[3] == 0
+    np.testing.assert_allclose(rollout_effects(stats, level), expected, rtol=1e-12, atol=1e-15)
+    assert rollout_effects(stats, level)[3] == 0
 
 
 @pytest.mark.parametrize("level", ["sign", "sampled", "logit"])
 def test_a_loss_that_averages_over_rollouts_first(level):
-    sums, advantages, logprobs, sensitivity = batch()
+    stats, advantages, logprobs, sensitivity = batch()
     # each rollout's tokens share one fifth; the whole is scaled to tokens, as every level is
     shares = [np.full(len(row), 1 / len(row) / len(logprobs)) for row in logprobs]
     baseline = sum(float(share @ row) for share, row in zip(shares, logprobs, strict=True))
@@ -269,18 +269,18 @@ def test_a_loss_that_averages_over_rollouts_first(level):
     }[level]
     expected = [a * float(c @ r) for a, c, r in zip(advantages, shares, token, strict=True)]
     for scale in (1.0, 17.0):
-        weighed = replace(sums, token_weight=scale / sums.tokens)
+        weighed = replace(stats, token_weight=scale / stats.tokens)
         np.testing.assert_allclose(rollout_effects(weighed, level), expected, rtol=1e-12)
-    in_it = replace(sums, token_weight=1 / sums.tokens)
-    assert torch.equal(rollout_effects(in_it, "gradient"), rollout_effects(sums, "gradient"))
+    in_it = replace(stats, token_weight=1 / stats.tokens)
+    assert torch.equal(rollout_effects(in_it, "gradient"), rollout_effects(stats, "gradient"))
 
 
 def test_levels_that_cannot_be_served():
-    sums = batch()[0]
-    bare = RolloutSums(sums.advantages, sums.tokens, sums.logprob, sums.entropy)
+    stats = batch()[0]
+    bare = RolloutStats(stats.advantages, stats.tokens, stats.logprob, stats.entropy)
     with pytest.raises(ValueError, match=r"'logit' needs RolloutBatch\.sensitivity .*'sampled'"):
         rollout_effects(bare, "logit")
     with pytest.raises(ValueError, match=r"'gradient' needs .*gradient\.GradientEffect"):
         rollout_effects(bare, "gradient")
     with pytest.raises(ValueError, match="unknown effect level 'hessian'; choose one of sign"):
-        rollout_effects(sums, "hessian")
+        rollout_effects(stats, "hessian")

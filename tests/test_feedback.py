@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from entrocraft.feedback import (
     Band,
+    Deadband,
+    Planner,
     ProportionalIntegral,
-    RecedingHorizon,
-    Relay,
     Situation,
     get_feedback,
 )
-from entrocraft.feedback.filter import EntropyObserver
+from entrocraft.feedback.filter import EntropyFilter
 
 
 class Plant:
@@ -50,7 +50,7 @@ def update(loop, measured, target, ahead=None, steps=1):
             target=lambda step: target if step == 0 or ahead is None else ahead,
             steps=steps,
             momentum=0.9,
-            observer=EntropyObserver(),
+            observer=EntropyFilter(),
             reach=lambda pressure: (0.0, 0.0),
         )
     )
@@ -61,7 +61,7 @@ def run(loop, plant, target, steps, known=1.0, batch_steps=1, observer=None):
 
     `known`: what the loop takes a unit of the plant's push for.
     """
-    observer = EntropyObserver() if observer is None else observer
+    observer = EntropyFilter() if observer is None else observer
     entropies, pressures = [], []
     for step in range(0, steps, batch_steps):
         measured = plant.measure()
@@ -102,7 +102,7 @@ def ramp(start, end, steps):
     return lambda step: start + (end - start) * min(step / steps, 1.0)
 
 
-@pytest.mark.parametrize("make", [pi, ProportionalIntegral, RecedingHorizon])
+@pytest.mark.parametrize("make", [pi, ProportionalIntegral, Planner])
 @pytest.mark.parametrize(("start", "end"), [(0.6, 0.4), (0.55, 0.75), (2.0, 1.6), (0.5, 0.5)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_follows_ramps(make, start, end, seed):
@@ -182,11 +182,11 @@ def test_a_policy_without_entropy_is_no_division_by_zero():
     assert update(loop, 0.0, 0.5, 0.5, 1) == 8.0
 
 
-@pytest.mark.parametrize("make", [pi, ProportionalIntegral, RecedingHorizon, lambda: Relay(0.02)])
+@pytest.mark.parametrize("make", [pi, ProportionalIntegral, Planner, lambda: Deadband(0.02)])
 def test_state_round_trip_continues_bit_for_bit(make):
     target = ramp(0.6, 0.4, 100)
     whole = run(make(), Plant(0.6), target, 80)[1]
-    plant, first, observer = Plant(0.6), make(), EntropyObserver()
+    plant, first, observer = Plant(0.6), make(), EntropyFilter()
     head = run(first, plant, target, 40, observer=observer)[1]
     second = make()
     second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
@@ -196,7 +196,7 @@ def test_state_round_trip_continues_bit_for_bit(make):
 
 
 def test_a_fresh_state_is_serializable_too():
-    for loop in (pi(), Relay(), RecedingHorizon()):
+    for loop in (pi(), Deadband(), Planner()):
         loop.load_state_dict(json.loads(json.dumps(loop.state_dict())))
         assert not loop.saturated
 
@@ -233,14 +233,14 @@ def test_bad_gains(changes, message):
 
 
 def test_relay_edges_belong_to_the_band():
-    relay = Relay((-0.25, 0.125))
+    relay = Deadband((-0.25, 0.125))
     for measured, expected in ((0.25, 0), (0.2499, 1), (0.625, 0), (0.6251, -1), (0.5, 0)):
         assert update(relay, measured, 0.5, 9.0, 1) == expected
         assert relay.saturated == (expected != 0)
 
 
 def test_a_band_without_width_is_a_switch_at_the_target():
-    relay = Relay(0)
+    relay = Deadband(0)
     assert [update(relay, h, 0.5, 0.5, 1) for h in (0.4999, 0.5, 0.5001)] == [1, 0, -1]
 
 
@@ -255,7 +255,7 @@ def test_a_band_without_width_is_a_switch_at_the_target():
 )
 def test_bad_bands(band, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        Relay(band)
+        Deadband(band)
 
 
 def test_band_from_half_width_and_list():
@@ -295,7 +295,7 @@ def test_planning_is_robust_to_speed_and_to_gain(push, known, seed):
     """Plants four times slower and faster, predictions wrong by four either way."""
     target = ramp(0.6, 0.5, 300)
     plant = Plant(0.6, seed, collapse=0.003 * push, push=0.002 * push)
-    entropies, _ = run(RecedingHorizon(), plant, target, 300, known)
+    entropies, _ = run(Planner(), plant, target, 300, known)
     assert error(entropies, target) < 0.015
 
 
@@ -303,21 +303,21 @@ def test_planning_is_robust_to_speed_and_to_gain(push, known, seed):
 def test_planning_leaves_no_offset(start, end):
     """The collapse is no part of the model: only the learnt drift can make up for it."""
     target = ramp(start, end, 1500)
-    entropies, _ = run(RecedingHorizon(), Plant(start), target, 1500)
+    entropies, _ = run(Planner(), Plant(start), target, 1500)
     wanted = np.array([target(step) for step in range(1500)])
     assert abs(float((entropies - wanted)[300:1400].mean())) < 0.0015
 
 
 def test_planning_with_four_steps_a_batch():
     target = ramp(0.6, 0.5, 300)
-    entropies, _ = run(RecedingHorizon(), Plant(0.6), target, 300, batch_steps=4)
+    entropies, _ = run(Planner(), Plant(0.6), target, 300, batch_steps=4)
     assert error(entropies, target, every=4) < 0.015
 
 
 def test_the_plan_is_what_lands_on_the_target():
     """Plan, then play the model forward without noise: the target is met at the horizon."""
-    observer, loop = EntropyObserver(gain=1.0), RecedingHorizon(horizon=5)
-    observer.observe(0.5, 0.01, 1.0, underway=-0.02)
+    observer, loop = EntropyFilter(gain=1.0), Planner(horizon=5)
+    observer.observe(0.5, 0.01, 1.0, pending=-0.02)
     situation = Situation(
         measured=0.5,
         target=lambda step: 0.52,
@@ -334,7 +334,7 @@ def test_the_plan_is_what_lands_on_the_target():
 
 
 def test_a_plan_out_of_reach_says_by_how_much():
-    observer, loop = EntropyObserver(gain=1.0), RecedingHorizon(horizon=1)
+    observer, loop = EntropyFilter(gain=1.0), Planner(horizon=1)
     observer.observe(0.5, 0.01, 1.0)
     for target, sign in ((0.9, 1), (0.1, -1)):
         pressure = loop.pressure(
@@ -353,7 +353,7 @@ def test_a_plan_out_of_reach_says_by_how_much():
 
 
 def test_planning_recovers_at_once_from_an_unreachable_target():
-    plant, loop, observer = Plant(0.6), RecedingHorizon(), EntropyObserver()
+    plant, loop, observer = Plant(0.6), Planner(), EntropyFilter()
     _, pressures = run(loop, plant, lambda step: 50.0, 300, observer=observer)
     assert pressures[-1] == 8.0
     assert loop.saturated
@@ -365,11 +365,11 @@ def test_planning_recovers_at_once_from_an_unreachable_target():
 
 
 def test_loops_by_name():
-    assert isinstance(get_feedback("plan"), RecedingHorizon)
+    assert isinstance(get_feedback("plan"), Planner)
     assert isinstance(get_feedback("pi"), ProportionalIntegral)
-    own = RecedingHorizon(9)
+    own = Planner(9)
     assert get_feedback(own) is own
     with pytest.raises(ValueError, match="unknown feedback 'pid'; choose one of plan, pi"):
         get_feedback("pid")
     with pytest.raises(ValueError, match="horizon must be at least 1 optimizer step, got 0"):
-        RecedingHorizon(0)
+        Planner(0)

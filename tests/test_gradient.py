@@ -156,7 +156,7 @@ def test_a_real_step_changes_entropy_as_predicted(name, max_norm):
     assert (reading.clip < 0.9) == (max_norm is not None)
     response = reading.response
     effects = batch.advantages * reading.sensitivity[0].sum(1) / batch.mask.sum()
-    drift = response.momentum_share * response.underway + response.decay
+    drift = response.momentum_share * response.pending + response.decay
     plain, clip = change_by_step(policy, optimizer, batch, torch.ones(ROLLOUTS), max_norm)
     assert reading.clip == pytest.approx(clip, rel=1e-4)
     assert response.share * float(effects.sum()) + drift == pytest.approx(plain, rel=0.01)
@@ -201,18 +201,18 @@ def test_ranks_share_direction_and_clipping():
     options = {"max_grad_norm": 0.01}
     whole = read(policy, [batch], **options)
     halves = [[part(batch, slice(0, 2))], [part(batch, slice(2, None))]]
-    sums = []
-    # later sums depend on the number of tokens: with it, the second round finds them all
+    stats = []
+    # later stats depend on the number of tokens: with it, the second round finds them all
     for _ in range(3):
         calls, readings = [[], []], []
         for rank, half in enumerate(halves):
 
-            def reduce(tensor, own=calls[rank], sums=tuple(sums)):
+            def reduce(tensor, own=calls[rank], stats=tuple(stats)):
                 own.append(tensor.clone())
-                return sums[len(own) - 1] if sums else tensor
+                return stats[len(own) - 1] if stats else tensor
 
             readings.append(read(policy, half, reduce=reduce, **options))
-        sums = [a + b for a, b in zip(*calls, strict=True)]
+        stats = [a + b for a, b in zip(*calls, strict=True)]
     assert_same(torch.cat([r.sensitivity[0] for r in readings]), whole.sensitivity[0])
     assert [r.clip for r in readings] == pytest.approx([whole.clip] * 2)
     assert whole.clip < 1

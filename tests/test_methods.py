@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from entrocraft import RolloutBatch
-from entrocraft.methods import METHODS, TokenPeer, follows_target, get_method, options_of
-from entrocraft.methods.base import PEERS
-from entrocraft.rollouts import RolloutSums
+from entrocraft.methods import METHODS, TokenBaseline, follows_target, get_method, options_of
+from entrocraft.methods.base import BASELINES
+from entrocraft.rollouts import RolloutStats
 from entrocraft.rollouts.tokens import TokenBatch
 
 REWARDS = [1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0, 1, 0, math.nan]
@@ -20,7 +20,7 @@ MEASURED = 0.7
 TARGET = 0.45
 
 
-def hand_made(rewards=REWARDS) -> RolloutSums:
+def hand_made(rewards=REWARDS) -> RolloutStats:
     """Four groups of four: mixed, all wrong, all right, mixed with one unscored."""
     tokens = torch.tensor(LENGTHS, dtype=torch.float64)
     values = torch.tensor(rewards, dtype=torch.float64)
@@ -30,7 +30,7 @@ def hand_made(rewards=REWARDS) -> RolloutSums:
         rows = values[start : start + 4]
         known = rows[~rows.isnan()]
         advantages[start : start + 4] = torch.nan_to_num(rows - known.mean())
-    return RolloutSums(
+    return RolloutStats(
         advantages=advantages,
         tokens=tokens,
         logprob=-tokens,
@@ -102,8 +102,8 @@ def test_rewards_of_minus_one_mean_the_same_as_zero():
 
 @pytest.mark.parametrize("name", ["psr", "nsr"])
 def test_psr_and_nsr_drop_rollouts_where_the_loss_counts_rollouts(name):
-    sums = dataclasses.replace(hand_made(), by_rollout=True)
-    found = get_method(name).decide(sums, step=0).advantages.tolist()
+    stats = dataclasses.replace(hand_made(), by_rollout=True)
+    found = get_method(name).decide(stats, step=0).advantages.tolist()
     kept = 1.0 if name == "psr" else -1.0
     stays = [sign(reward) == kept for reward in REWARDS]
     for stay, advantage in zip(stays, found, strict=True):
@@ -497,15 +497,15 @@ def test_every_method_keeps_the_contract(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_says_where_it_comes_from(name):
-    text = inspect.getdoc(PEERS[name])
+    text = inspect.getdoc(BASELINES[name])
     assert "Source:" in text
     options = options_of(name)
     for option in options:
         assert f"    {option}:" in text, option
-    if PEERS[name].coefficient is not None:
-        assert PEERS[name].coefficient in options
-    if issubclass(PEERS[name], TokenPeer):
-        assert PEERS[name].scope in ("update", "batch")
+    if BASELINES[name].coefficient is not None:
+        assert BASELINES[name].coefficient in options
+    if issubclass(BASELINES[name], TokenBaseline):
+        assert BASELINES[name].scope in ("update", "batch")
 
 
 def test_methods_with_a_target_follow_a_schedule():
@@ -530,7 +530,7 @@ def test_a_batch_is_decided_on_like_its_sums():
     )
     for name in METHODS:
         whole = get_method(name, "linear(2, 1, 10)").decide(batch)
-        summed = get_method(name, "linear(2, 1, 10)").decide(batch.sums(), step=7)
+        summed = get_method(name, "linear(2, 1, 10)").decide(batch.stats(), step=7)
         assert torch.equal(whole.advantages, summed.advantages)
         assert whole.metrics == summed.metrics
         assert whole.metrics["entropy/target"] == pytest.approx(1.3)

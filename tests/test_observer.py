@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from entrocraft.feedback.filter import EntropyObserver, arrival
+from entrocraft.feedback.filter import EntropyFilter, arrival
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_arrival_is_the_sum_over_single_steps(momentum, steps):
-    underway, before, added, own = 1.0, 0.0, 0.0, 0.0
+    pending, before, added, own = 1.0, 0.0, 0.0, 0.0
     for _ in range(steps):
-        before += (1 - momentum) * underway
-        underway *= momentum
+        before += (1 - momentum) * pending
+        pending *= momentum
         own += 1 / steps
         added += (1 - momentum) * own
         own *= momentum
@@ -29,15 +29,15 @@ def follow(
 ):
     """Entropies before each step: true, measured and believed."""
     generator = random.Random(seed)
-    entropy, underway, seen = 1.0, 0.0, []
+    entropy, pending, seen = 1.0, 0.0, []
     for _ in range(steps):
         measured = entropy + generator.gauss(0, noise)
         kept = (generator.gauss(0, 0.01), generator.gauss(0, 0.01))
         observer.observe(measured, noise if stderr is None else stderr, size=0.05)
         seen.append((entropy, measured, observer.entropy))
-        underway += gains[0] * kept[0] + gains[1] * kept[1]
-        entropy += (1 - momentum) * underway + drift
-        underway *= momentum
+        pending += gains[0] * kept[0] + gains[1] * kept[1]
+        entropy += (1 - momentum) * pending + drift
+        pending *= momentum
         observer.commit(kept, 0.003, 1, momentum)
     return np.array(seen).T
 
@@ -48,13 +48,13 @@ def mean_error(wanted, seen):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_it_is_nearer_to_the_truth_than_the_measurement(momentum):
-    true, measured, believed = follow(EntropyObserver(gain=1.0), momentum=momentum, noise=0.03)
+    true, measured, believed = follow(EntropyFilter(gain=1.0), momentum=momentum, noise=0.03)
     assert mean_error(true, believed) < 0.6 * mean_error(true, measured)
 
 
 @pytest.mark.parametrize("gains", [(1.0, 1.0), (4.0, 4.0), (0.25, 0.25), (2.0, 0.5)])
 def test_gains_are_learnt_by_sign(gains):
-    observer = EntropyObserver(gain=1.0)
+    observer = EntropyFilter(gain=1.0)
     follow(observer, gains=gains, noise=0.001)
     for learnt, true in zip(observer.gains, gains, strict=True):
         assert abs(math.log(learnt / true)) < math.log(1.6)
@@ -62,24 +62,24 @@ def test_gains_are_learnt_by_sign(gains):
 
 @pytest.mark.parametrize("drift", [-0.003, 0.002])
 def test_a_constant_model_error_leaves_no_offset(drift):
-    observer = EntropyObserver(gain=1.0)
+    observer = EntropyFilter(gain=1.0)
     true, _, believed = follow(observer, drift=drift)
     assert abs(float((believed - true)[50:].mean())) < 0.002
     assert observer.drift == pytest.approx(drift, abs=0.003)
 
 
 def test_what_is_known_to_be_under_way_is_taken_over():
-    observer = EntropyObserver(gain=1.0)
-    observer.observe(1.0, 0.01, 0.05, underway=-0.2)
-    assert observer.underway == -0.2
+    observer = EntropyFilter(gain=1.0)
+    observer.observe(1.0, 0.01, 0.05, pending=-0.2)
+    assert observer.pending == -0.2
     assert observer.predict((0.05, -0.01), 1, 0.9) == pytest.approx(0.1 * (-0.2 + 0.04))
     observer.commit((0.05, -0.01), 0.0, 1, 0.9)
     assert observer.entropy == pytest.approx(1.0 - 0.016)
-    assert observer.underway == pytest.approx(0.9 * -0.16)
+    assert observer.pending == pytest.approx(0.9 * -0.16)
 
 
 def test_a_wild_measurement_moves_it_little():
-    calm, wild = EntropyObserver(gain=1.0), EntropyObserver(gain=1.0)
+    calm, wild = EntropyFilter(gain=1.0), EntropyFilter(gain=1.0)
     for observer in (calm, wild):
         follow(observer, steps=50)
     spread = 0.05
@@ -90,25 +90,25 @@ def test_a_wild_measurement_moves_it_little():
 
 @pytest.mark.parametrize("stderr", [0.0, math.inf, math.nan])
 def test_strange_standard_errors(stderr):
-    observer = EntropyObserver()
+    observer = EntropyFilter()
     believed = follow(observer, steps=50, stderr=stderr)[2]
     assert np.isfinite(believed).all()
 
 
 @pytest.mark.parametrize("gain", [8.0, 50.0, 0.05, -1.0])
 def test_gains_stay_within_their_bound(gain):
-    observer = EntropyObserver(gain=1.0, gain_bound=3.0)
+    observer = EntropyFilter(gain=1.0, gain_bound=3.0)
     for seed in range(20):
         follow(observer, gains=(gain, gain), steps=10, seed=seed)
         assert min(observer.gains) > 1 / 3 - 1e-9
         assert max(observer.gains) < 3.0 + 1e-9
-    free = EntropyObserver(gain=1.0, gain_bound=1e9)
+    free = EntropyFilter(gain=1.0, gain_bound=1e9)
     follow(free, gains=(gain, gain))
     assert not all(1 / 3 < learnt < 3 for learnt in free.gains), "the bound must have been needed"
 
 
 def test_without_a_unit_the_first_gain_is_a_share_of_the_entropy():
-    observer = EntropyObserver(authority=0.1)
+    observer = EntropyFilter(authority=0.1)
     assert observer.gains == (0.0, 0.0)
     observer.observe(0.5, 0.01, size=0.0)
     assert observer.gains == (0.0, 0.0), "effects of 0 have no size to learn from"
@@ -117,7 +117,7 @@ def test_without_a_unit_the_first_gain_is_a_share_of_the_entropy():
 
 
 def test_state_round_trip_continues_bit_for_bit():
-    one, two = EntropyObserver(), EntropyObserver()
+    one, two = EntropyFilter(), EntropyFilter()
     follow(one, steps=37)
     two.load_state_dict(json.loads(json.dumps(one.state_dict(), allow_nan=False)))
     follow(one, steps=15, seed=5)
@@ -126,7 +126,7 @@ def test_state_round_trip_continues_bit_for_bit():
 
 
 def test_a_state_of_another_shape_is_refused():
-    observer = EntropyObserver()
+    observer = EntropyFilter()
     state = observer.state_dict() | {"mean": [0.0]}
     with pytest.raises(ValueError, match=r"expected numbers of shape \(8,\), got \(1,\)"):
         observer.load_state_dict(state)
@@ -138,7 +138,7 @@ def test_a_state_of_another_shape_is_refused():
 
 def test_measured_changes_are_measurements_of_the_joint_gaussian():
     """Against least squares over everything that was measured, the filter's other derivation."""
-    observer = EntropyObserver()
+    observer = EntropyFilter()
     observer.observe(0.5, 0.02, 1.0)
     start, covariance = observer._mean.clone()[:7], observer._covariance.clone()[:7, :7]
     observer.commit((0.2, -0.3), 0.25, 1, 0.9)
@@ -171,21 +171,21 @@ def test_measured_changes_are_measurements_of_the_joint_gaussian():
 
 
 def moved_mean(observer, column):
-    probe = EntropyObserver()
+    probe = EntropyFilter()
     probe.load_state_dict(observer.state_dict() | {"mean": column.tolist()})
     probe.commit((0.2, -0.3), 0.25, 1, 0.9)
     return probe._mean
 
 
 def test_two_kinds_of_changes_tell_the_bias_soon():
-    observer = EntropyObserver()
+    observer = EntropyFilter()
     observer.observe(0.5, 0.02, 1.0)
     for _ in range(40):
         observer.commit((0.5, -0.5), 0.1, 1, 0.0)
         observer.moved(0.0, 0.003, trained=False)
         observer.moved(-0.001, 0.002, trained=True)
     assert abs(observer.entropy - 0.5) < 0.012
-    trusting = EntropyObserver()
+    trusting = EntropyFilter()
     trusting.observe(0.5, 0.02, 1.0)
     for _ in range(40):
         trusting.commit((0.5, -0.5), 0.1, 1, 0.0)
@@ -194,7 +194,7 @@ def test_two_kinds_of_changes_tell_the_bias_soon():
 
 
 def test_a_constant_bias_of_measured_changes_is_found_out():
-    truth, observer = 0.5, EntropyObserver()
+    truth, observer = 0.5, EntropyFilter()
     generator = torch.Generator().manual_seed(0)
     errors = []
     for step in range(600):
@@ -210,7 +210,7 @@ def test_a_constant_bias_of_measured_changes_is_found_out():
 
 
 def test_measured_changes_carry_the_estimate_where_measurements_are_blunt():
-    truth, sharp, blunt = 0.5, EntropyObserver(), EntropyObserver()
+    truth, sharp, blunt = 0.5, EntropyFilter(), EntropyFilter()
     generator = torch.Generator().manual_seed(0)
     errors = {True: [], False: []}
     for step in range(120):
@@ -228,7 +228,7 @@ def test_measured_changes_carry_the_estimate_where_measurements_are_blunt():
 
 @pytest.mark.parametrize(("change", "stderr"), [(math.nan, 0.1), (0.1, math.inf), (0.1, math.nan)])
 def test_a_change_of_unknown_error_teaches_nothing(change, stderr):
-    observer = EntropyObserver()
+    observer = EntropyFilter()
     observer.moved(0.1, 0.01)
     observer.observe(0.5, 0.02, 1.0)
     observer.commit((0.3, -0.1), 0.2, 1, 0.9)

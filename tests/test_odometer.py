@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from entrocraft.post_update import change_sums, realized_change, untouched
+from entrocraft.post_update import change_sums, post_update_change, untouched
 
 LENGTH, VOCABULARY = 3, 4
 
@@ -60,8 +60,8 @@ def true_entropy(tree):
 def test_the_expectation_is_the_change_of_the_mean_entropy():
     old = policy(0)
     new = policy(1, old, size=0.3)
-    sums, probabilities = sums_of(old, new, everything())
-    expected = (sums * probabilities[:, None]).sum(0)
+    stats, probabilities = sums_of(old, new, everything())
+    expected = (stats * probabilities[:, None]).sum(0)
     assert float(expected[2]) == pytest.approx(LENGTH), "the weights average to 1"
     change = float(expected[3] / expected[2] - expected[1] / expected[0])
     assert change == pytest.approx(true_entropy(new) - true_entropy(old), abs=1e-12)
@@ -78,13 +78,13 @@ def test_samples_scatter_as_the_standard_error_says():
     new = policy(1, old, size=0.1)
     truth = true_entropy(new) - true_entropy(old)
     sequences = everything()
-    sums, probabilities = sums_of(old, new, sequences)
+    stats, probabilities = sums_of(old, new, sequences)
     generator = np.random.default_rng(0)
     weights = np.array(probabilities) / float(probabilities.sum())
     surprises = []
     for _ in range(400):
         drawn = generator.choice(len(sequences), 64, p=weights)
-        change, stderr = realized_change(sums[drawn], torch.arange(64) // 4)
+        change, stderr = post_update_change(stats[drawn], torch.arange(64) // 4)
         surprises.append((change - truth) / stderr)
     assert abs(np.mean(surprises)) < 0.2
     assert 0.85 < np.std(surprises) < 1.25
@@ -95,8 +95,8 @@ def test_prompts_that_differ_drop_out():
     generator = torch.Generator().manual_seed(0)
     before = torch.rand(32, 1, generator=generator).expand(32, 5)
     mask, logprobs = torch.ones(32, 5), torch.full((32, 5), -1.0)
-    sums = change_sums(mask, logprobs, logprobs, before, before + 0.01)
-    change, stderr = realized_change(sums, torch.arange(32) // 4)
+    stats = change_sums(mask, logprobs, logprobs, before, before + 0.01)
+    change, stderr = post_update_change(stats, torch.arange(32) // 4)
     assert change == pytest.approx(0.01)
     assert stderr < 1e-6
 
@@ -105,19 +105,19 @@ def test_padding_and_empty_rollouts_do_not_count():
     nothing = math.nan
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
     old = torch.tensor([[-1.0, -1.0, nothing], [-1.0, nothing, nothing], [nothing] * 3])
-    sums = change_sums(mask, old, old, -old, -2 * old)
-    change, stderr = realized_change(sums)
+    stats = change_sums(mask, old, old, -old, -2 * old)
+    change, stderr = post_update_change(stats)
     assert change == pytest.approx(1.0)
     assert math.isfinite(stderr)
-    assert realized_change(sums[1:])[1] == math.inf
+    assert post_update_change(stats[1:])[1] == math.inf
     with pytest.raises(ValueError, match="no response token"):
-        realized_change(sums[2:])
+        post_update_change(stats[2:])
 
 
 def test_runaway_ratios_are_cut():
     mask, old = torch.ones(2, 3), torch.full((2, 3), -50.0)
-    sums = change_sums(mask, old, torch.zeros(2, 3), -old, -old)
-    assert float(sums[:, 2].max()) == pytest.approx(1 + 2 * math.exp(2))
+    stats = change_sums(mask, old, torch.zeros(2, 3), -old, -old)
+    assert float(stats[:, 2].max()) == pytest.approx(1 + 2 * math.exp(2))
 
 
 def test_prompts_left_out_are_asked_if_there_are_enough():

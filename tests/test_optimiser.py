@@ -46,14 +46,14 @@ def inner(a, b):
 
 def next_change(response, gradient):
     pushed = response.share * -inner(response.direction, gradient)
-    return pushed + response.momentum_share * response.underway + response.decay
+    return pushed + response.momentum_share * response.pending + response.decay
 
 
 def assert_next_step(cls, **options):
     optimizer, slope, gradient = make(cls, **options)
     response = step_response(optimizer, slope, gradient)
     moved = step(optimizer, gradient)
-    # as sums of many terms cancel, "close" is measured by the sum without signs
+    # as stats of many terms cancel, "close" is measured by the sum without signs
     size = sum(float((slope[p].double() * moved[p]).abs().sum()) for p in slope)
     assert next_change(response, gradient) == pytest.approx(
         inner(slope, moved), rel=1e-5, abs=2e-5 * size + 1e-12
@@ -114,7 +114,7 @@ def coast(optimizer, slope, gradient, steps):
 def test_all_that_sgd_makes_of_a_gradient_in_the_end(options):
     optimizer, slope, gradient = make(torch.optim.SGD, **options | {"weight_decay": 0.0})
     response = step_response(optimizer, slope, gradient)
-    expected = response.underway - inner(response.direction, gradient)
+    expected = response.pending - inner(response.direction, gradient)
     total = coast(optimizer, slope, gradient, 300)
     assert total == pytest.approx(expected, rel=1e-5, abs=1e-4 * options["lr"])
 
@@ -127,7 +127,7 @@ def test_all_that_adam_makes_of_a_gradient_in_the_end(cls, beta1):
         state["step"].fill_(1.5e7)
         state["exp_avg_sq"].copy_(torch.rand_like(state["exp_avg_sq"]) + 0.1)
     response = step_response(optimizer, slope, gradient)
-    expected = response.underway - inner(response.direction, gradient)
+    expected = response.pending - inner(response.direction, gradient)
     assert coast(optimizer, slope, gradient, 300) == pytest.approx(expected, rel=1e-3)
     assert response.share == pytest.approx(1 - beta1)
     assert response.momentum == beta1
@@ -140,12 +140,12 @@ def test_sgd_by_hand():
     fresh = step_response(optimizer, slope)
     assert float(fresh.direction[p]) == pytest.approx(3.0)  # 0.1 * 3 / (1 - 0.9)
     assert fresh.share == pytest.approx(0.1)
-    assert fresh.underway == 0
+    assert fresh.pending == 0
     assert fresh.decay == pytest.approx(-0.3)  # 0.1 * 0.5 * 2 * 3
     assert fresh.momentum == 0.9
     step(optimizer, {p: torch.tensor(4.0)})  # the buffer is 4 + 0.5 * 2
     later = step_response(optimizer, slope)
-    assert later.underway == pytest.approx(-13.5)  # 0.1 * 5 * 0.9 / (1 - 0.9) * 3
+    assert later.pending == pytest.approx(-13.5)  # 0.1 * 5 * 0.9 / (1 - 0.9) * 3
     assert later.momentum_share == pytest.approx(0.1)
 
 
@@ -201,7 +201,7 @@ def test_bfloat16(cls):
     for a, b in zip(low.direction.values(), exact.direction.values(), strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=0.05, atol=0)
-    for name in ("share", "underway", "momentum_share", "decay"):
+    for name in ("share", "pending", "momentum_share", "decay"):
         assert getattr(low, name) == pytest.approx(getattr(exact, name), rel=0.05)
 
 
@@ -247,7 +247,7 @@ def test_zeros_leave_the_share_what_it_is(zero):
     response = step_response(optimizer, slope, gradient)
     assert response.share == pytest.approx(0.1)
     assert response.momentum_share == pytest.approx(0.1)
-    assert (response.underway == 0) == (zero == "slope")
+    assert (response.pending == 0) == (zero == "slope")
 
 
 @pytest.mark.parametrize(

@@ -80,11 +80,11 @@ def records(
                 "entropy/pressure": 0.1,
                 "entropy/chosen_change": 0.002,
                 "entropy/predicted_change": 0.001,
-                "entropy/realized_change": 0.0005 * (step % 5),
-                "entropy/realized_change_stderr": 0.0004,
+                "entropy/post_update_change": 0.0005 * (step % 5),
+                "entropy/post_update_change_stderr": 0.0004,
                 "entropy/kept_fraction": 0.8,
-                "entropy/authority_up": 0.004,
-                "entropy/authority_down": -0.006,
+                "entropy/reachable_up": 0.004,
+                "entropy/reachable_down": -0.006,
                 "entropy/saturated": int(step > 30),
             }
         if probe and step % 10 == 0:

@@ -1,4 +1,4 @@
-"""Rollout batches: sums over the mask, the standard error, and what is refused."""
+"""Rollout batches: stats over the mask, the standard error, and what is refused."""
 
 import math
 import re
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from entrocraft import RolloutBatch
-from entrocraft.rollouts import RolloutSums
+from entrocraft.rollouts import RolloutStats
 
 
 def make(rows=6, width=5, seed=0, **changes) -> RolloutBatch:
@@ -34,15 +34,15 @@ def make(rows=6, width=5, seed=0, **changes) -> RolloutBatch:
 
 def test_sums_are_masked_sums():
     batch = make()
-    sums = batch.sums()
+    stats = batch.stats()
     mask = batch.mask.numpy()
     for name, field in (("logprobs", "logprob"), ("entropies", "entropy"), ("sensitivity",) * 2):
         expected = (getattr(batch, name).numpy() * mask).sum(1)
-        np.testing.assert_allclose(getattr(sums, field), expected, rtol=1e-12)
-    np.testing.assert_array_equal(sums.tokens, mask.sum(1))
-    assert sums.total_tokens == mask.sum()
-    assert sums.mean_entropy() == pytest.approx(batch.entropies[batch.mask].mean().item())
-    assert len(sums) == 6
+        np.testing.assert_allclose(getattr(stats, field), expected, rtol=1e-12)
+    np.testing.assert_array_equal(stats.tokens, mask.sum(1))
+    assert stats.total_tokens == mask.sum()
+    assert stats.mean_entropy() == pytest.approx(batch.entropies[batch.mask].mean().item())
+    assert len(stats) == 6
 
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 1e30])
@@ -52,7 +52,7 @@ def test_what_is_outside_the_mask_does_not_count(junk):
         name: torch.where(batch.mask, getattr(batch, name), junk)
         for name in ("logprobs", "entropies", "sensitivity")
     }
-    clean, dirty = batch.sums(), replace(batch, **spoilt).sums()
+    clean, dirty = batch.stats(), replace(batch, **spoilt).stats()
     for name in ("logprob", "entropy", "sensitivity", "tokens"):
         assert torch.equal(getattr(clean, name), getattr(dirty, name))
 
@@ -60,31 +60,33 @@ def test_what_is_outside_the_mask_does_not_count(junk):
 def test_mask_may_be_of_any_type():
     batch = make()
     for dtype in (torch.int64, torch.float32, torch.uint8):
-        assert torch.equal(replace(batch, mask=batch.mask.to(dtype)).sums().entropy,
-                           batch.sums().entropy)  # fmt: skip
+        assert torch.equal(replace(batch, mask=batch.mask.to(dtype)).stats().entropy,
+                           batch.stats().entropy)  # fmt: skip
 
 
 def test_without_entropies_the_sampled_logprobs_estimate_them():
-    sums = make(entropies=None).sums()
-    assert torch.equal(sums.entropy, -sums.logprob)
+    stats = make(entropies=None).stats()
+    assert torch.equal(stats.entropy, -stats.logprob)
 
 
 def test_low_precision_is_added_up_in_double():
     rows = torch.full((1, 4096), 0.1, dtype=torch.bfloat16)
     batch = RolloutBatch(0, torch.ones(1), torch.ones(1, 4096), -rows, rows)
-    assert batch.sums().mean_entropy() == pytest.approx(float(rows[0, 0]), rel=1e-12)
+    assert batch.stats().mean_entropy() == pytest.approx(float(rows[0, 0]), rel=1e-12)
 
 
 def test_a_batch_that_needs_grad_is_read_without_it():
     batch = make()
-    assert not replace(batch, logprobs=batch.logprobs.requires_grad_()).sums().logprob.requires_grad
+    assert (
+        not replace(batch, logprobs=batch.logprobs.requires_grad_()).stats().logprob.requires_grad
+    )
 
 
 def test_stderr_of_single_token_rollouts_is_the_textbook_one():
     values = torch.tensor([0.1, 0.5, 0.3, 0.9, 0.2], dtype=torch.float64)
     batch = RolloutBatch(0, torch.ones(5), torch.ones(5, 1), -values[:, None], values[:, None])
     expected = values.std().item() / math.sqrt(5)
-    assert batch.sums().entropy_stderr() == pytest.approx(expected, rel=1e-12)
+    assert batch.stats().entropy_stderr() == pytest.approx(expected, rel=1e-12)
 
 
 def test_stderr_counts_prompts_not_rollouts():
@@ -94,8 +96,8 @@ def test_stderr_counts_prompts_not_rollouts():
     group = torch.tensor([7, -3, 100, 5, 0]).repeat_interleave(4)
     batch = RolloutBatch(0, torch.ones(20), torch.ones(20, 1), -many, many, group=group)
     expected = values.std().item() / math.sqrt(5)
-    assert batch.sums().entropy_stderr() == pytest.approx(expected, rel=1e-12)
-    assert replace(batch, group=None).sums().entropy_stderr() < 0.6 * expected
+    assert batch.stats().entropy_stderr() == pytest.approx(expected, rel=1e-12)
+    assert replace(batch, group=None).stats().entropy_stderr() < 0.6 * expected
 
 
 def test_stderr_covers_the_truth_with_unequal_lengths():
@@ -106,15 +108,15 @@ def test_stderr_covers_the_truth_with_unequal_lengths():
         level = 0.5 + 0.02 * lengths + 0.1 * generator.standard_normal(40)
         mask = torch.arange(20) < torch.tensor(lengths)[:, None]
         entropies = torch.tensor(np.maximum(level, 0))[:, None].expand(40, 20)
-        sums = RolloutBatch(0, torch.ones(40), mask, -entropies, entropies).sums()
+        stats = RolloutBatch(0, torch.ones(40), mask, -entropies, entropies).stats()
         truth = 0.5 + 0.02 * (np.arange(1, 20) ** 2).mean() / np.arange(1, 20).mean()
-        scores.append((sums.mean_entropy() - truth) / sums.entropy_stderr())
+        scores.append((stats.mean_entropy() - truth) / stats.entropy_stderr())
     assert np.std(scores) == pytest.approx(1.0, abs=0.2)
 
 
 def test_stderr_of_one_cluster_is_unknown():
-    assert make(rows=1).sums().entropy_stderr() == math.inf
-    assert make(rows=4, group=torch.zeros(4, dtype=torch.long)).sums().entropy_stderr() == math.inf
+    assert make(rows=1).stats().entropy_stderr() == math.inf
+    assert make(rows=4, group=torch.zeros(4, dtype=torch.long)).stats().entropy_stderr() == math.inf
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_stderr_of_one_cluster_is_unknown():
 )
 def test_errors_name_field_value_and_remedy(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        make(**changes).sums()
+        make(**changes).stats()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -147,7 +149,7 @@ def test_a_token_that_is_not_finite_is_named(name, bad):
     values = getattr(make(), name).clone()
     values[2, 0] = bad
     with pytest.raises(ValueError, match=re.escape(f"{name}[2, 0] is {bad} inside the mask")):
-        make(**{name: values}).sums()
+        make(**{name: values}).stats()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -155,14 +157,14 @@ def test_an_advantage_that_is_not_finite_is_named(bad):
     advantages = make().advantages.clone()
     advantages[4] = bad
     with pytest.raises(ValueError, match=re.escape(f"advantages[4] is {bad}; advantages must be")):
-        make(advantages=advantages).sums()
+        make(advantages=advantages).stats()
 
 
 def test_rewards_may_be_missing_for_single_rollouts():
     rewards = torch.tensor([0.0, 1.0, math.nan, 1.0, 0.0, 1.0])
-    sums = make(rewards=rewards).sums()
-    assert isinstance(sums, RolloutSums)
-    assert bool(sums.rewards[2].isnan())
+    stats = make(rewards=rewards).stats()
+    assert isinstance(stats, RolloutStats)
+    assert bool(stats.rewards[2].isnan())
 
 
 def rewarded(rewards, advantages, generations=4):
@@ -172,7 +174,7 @@ def rewarded(rewards, advantages, generations=4):
         advantages=torch.tensor(advantages, dtype=torch.float64),
         rewards=torch.tensor(rewards, dtype=torch.float64),
         group=torch.arange(count) // generations,
-    ).sums()
+    ).stats()
 
 
 @pytest.mark.parametrize("generations", [6, 8, 16])
@@ -184,9 +186,9 @@ def test_rounding_in_a_group_rewarded_alike_is_no_vote(generations, reward, scal
     advantages = rewards - rewards.mean(1, keepdim=True)
     if scaled:
         advantages = advantages / (rewards.std(1, keepdim=True) + 1e-4)
-    sums = rewarded(rewards.flatten().tolist(), advantages.flatten().tolist(), generations)
-    assert sums.votes.sum() == generations
-    assert torch.equal(sums.advantages[:generations].float(), advantages[0])
+    stats = rewarded(rewards.flatten().tolist(), advantages.flatten().tolist(), generations)
+    assert stats.active.sum() == generations
+    assert torch.equal(stats.advantages[:generations].float(), advantages[0])
 
 
 def test_rounding_is_what_the_previous_test_is_about():
@@ -201,12 +203,12 @@ def test_real_advantages_of_a_group_rewarded_alike_stay():
     less = [-0.3] * 4 + [0.6] * 4
     assert rewarded(raw, less).advantages.tolist() == less
     # without rewards nobody knows
-    assert make(advantages=torch.full((6,), 1e-5), rewards=None).sums().votes.all()
+    assert make(advantages=torch.full((6,), 1e-5), rewards=None).stats().active.all()
 
 
 def test_groups_rewarded_alike():
     rewards = [1.0, 1.0, math.nan, 1.0, 0.0, 1.0, 0.0, 0.0, *[math.nan] * 4, *[0.3] * 3, 0.1 + 0.2]
-    sums = rewarded(rewards, [0.5] * 16)
-    assert sums.alike.tolist() == [True] * 4 + [False] * 8 + [True] * 4
-    assert not make(rewards=None).sums().alike.any()
-    assert not make(group=None).sums().alike.any()
+    stats = rewarded(rewards, [0.5] * 16)
+    assert stats.constant_reward.tolist() == [True] * 4 + [False] * 8 + [True] * 4
+    assert not make(rewards=None).stats().constant_reward.any()
+    assert not make(group=None).stats().constant_reward.any()

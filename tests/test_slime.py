@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from entrocraft import EntropyController, slime
-from entrocraft.rollouts import RolloutSums
+from entrocraft.rollouts import RolloutStats
 
 SCHEDULE = "linear(initial, 0.5*initial, 20)"
 
@@ -41,19 +41,19 @@ def samples(seed=0, count=24):
 
 
 def expected(batches, by_token=False):
-    """What the controller decides on the same sums."""
+    """What the controller decides on the same stats."""
     controller = EntropyController(SCHEDULE, effect="sampled", remeasure=False, seed=3)
     for step, data in enumerate(batches):
         triples = list(zip(data["log_probs"], data["entropy"], data["loss_masks"], strict=True))
-        sums = RolloutSums(
+        stats = RolloutStats(
             advantages=torch.tensor(data["rewards"], dtype=torch.float64),
             tokens=torch.tensor([float(m.sum()) for _, _, m in triples], dtype=torch.float64),
             logprob=torch.stack([(p.double() * m).sum() for p, _, m in triples]),
             entropy=torch.stack([(h.double() * m).sum() for _, h, m in triples]),
         )
         if not by_token:  # slime's usual loss is a mean over samples
-            sums = replace(sums, token_weight=1 / sums.tokens)
-        yield controller.decide(sums, step=2 * step, optimizer_steps=2)
+            stats = replace(stats, token_weight=1 / stats.tokens)
+        yield controller.decide(stats, step=2 * step, optimizer_steps=2)
 
 
 @pytest.mark.parametrize("by_token", [False, True])

@@ -214,7 +214,9 @@ def test_wrong_keys_of_warm_start_and_task_are_named(tmp_path, capsys, flags, me
 
 def test_a_part_of_the_warm_starts_shape_can_be_changed(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("entrocraft.lab.training.run.warm_start", lambda *args: seen.append(args[0]))
+    monkeypatch.setattr(
+        "entrocraft.lab.training.run.warm_start", lambda *args: seen.append(args[0])
+    )
     config = TrainConfig(warm_start={"reasoner": {"layers": 1}, "steps": 7})
     prepare_model(config)
     usual = WarmStartConfig.for_task("countdown")

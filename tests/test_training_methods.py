@@ -9,13 +9,13 @@ from training_runs import config_file, keys, make_home
 
 from entrocraft import EntropyController
 from entrocraft.lab.cli import main
-from entrocraft.settings import ControlConfig
-from entrocraft.methods import METHODS, get_method, options_of
 from entrocraft.lab.parsing import config_from_mapping
 from entrocraft.lab.report.runs import Run
 from entrocraft.lab.training.comparison import CompareConfig
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.lab.training.tuning import Tune, TuningConfig
+from entrocraft.methods import METHODS, get_method, options_of
+from entrocraft.settings import ControlConfig
 
 
 @pytest.mark.parametrize("name", METHODS)

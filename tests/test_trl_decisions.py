@@ -32,8 +32,8 @@ EVERY_ROW = {
     "kept_fraction",
     "saturated",
     "predicted_change",
-    "authority_up",
-    "authority_down",
+    "reachable_up",
+    "reachable_down",
 }
 
 

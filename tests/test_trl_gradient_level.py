@@ -69,7 +69,7 @@ class Chosen:
         kept = advantages * batch.sensitivity
         self.asked.append(
             SimpleNamespace(
-                sums=batch, clock=clock, effect=float(kept.sum()) / float(batch.tokens.sum())
+                stats=batch, clock=clock, effect=float(kept.sum()) / float(batch.tokens.sum())
             )
         )
         return Decision(weights, weights.clone(), advantages)
@@ -173,7 +173,7 @@ def test_grpo(loss_type, level, settings):
     if (loss_type, level) == ("luspo", "token") and not MASKED_LUSPO:
         pytest.skip("refused, see below")
     trainer, method = trained(loss_type=loss_type, importance_sampling_level=level, **settings)
-    tokens = method.asked[0].sums.tokens
+    tokens = method.asked[0].stats.tokens
     assert len(tokens) == 16
     assert int(tokens.min()) < int(tokens.max())  # or normalizers by length would go untested
     # bnpo divides by the tokens of micro-batches that are yet to be drawn; luspo's steps are long
@@ -199,7 +199,7 @@ def test_clipped_importance_weights_shorten_the_step():
     short, long = (
         trained(loss_type="cispo", epsilon_high=cap, **ONE)[1].asked[0] for cap in (0.2, 5.0)
     )
-    torch.testing.assert_close(short.sums.sensitivity, 0.2 * long.sums.sensitivity)
+    torch.testing.assert_close(short.stats.sensitivity, 0.2 * long.stats.sensitivity)
 
 
 def test_clipping_by_norm():
@@ -221,7 +221,7 @@ def test_tool_tokens_take_no_part():
         return {"tool_mask": mask}
 
     trainer, method = trained(change=tools, **ONE)
-    assert float(method.asked[0].sums.tokens.sum()) < int(
+    assert float(method.asked[0].stats.tokens.sum()) < int(
         trainer.batches[0]["completion_mask"].sum()
     )
     assert_foretold(trainer, method, rel=0.01)
@@ -248,10 +248,10 @@ def test_adam_with_momentum_under_way():
     weights = [*trainer.weights[1:], {k: v.clone() for k, v in trainer.model.state_dict().items()}]
     foretold, happened, pushed = [], [], []
     for index, (asked, response) in enumerate(zip(method.asked, trainer.responses, strict=True)):
-        assert asked.clock["drift"] == response.underway
+        assert asked.clock["drift"] == response.pending
         assert asked.clock["momentum"] == 0.9
         pushed.append(response.share * asked.effect)
-        foretold.append(pushed[-1] + response.momentum_share * response.underway)
+        foretold.append(pushed[-1] + response.momentum_share * response.pending)
         before, after = (
             entropy_with(trainer, trainer.batches[index], w)
             for w in (trainer.weights[index], weights[index])
@@ -375,7 +375,7 @@ def test_resuming_goes_on_with_the_same_directions(step, tmp_path):
     for again, before in zip(resumed.asked, whole.asked[step:], strict=True):
         assert again.clock["step"] == before.clock["step"]
         # between refreshes, the first direction's policy is gone; the next one is on time again
-        same = torch.equal(again.sums.sensitivity, before.sums.sensitivity)
+        same = torch.equal(again.stats.sensitivity, before.stats.sensitivity)
         assert same == (again.clock["step"] != 3)
 
 
@@ -510,7 +510,7 @@ def test_a_loss_of_ones_own_is_weighed_by_itself():
         make_trainer(
             "grpo", cls, entropy_control=method, optim="sgd", max_grad_norm=0.0, max_steps=1
         ).train()
-    one, three = (method.asked[0].sums.sensitivity for method in (once, thrice))
+    one, three = (method.asked[0].stats.sensitivity for method in (once, thrice))
     torch.testing.assert_close(three, 3 * one)
 
 
@@ -566,7 +566,7 @@ def ranks(output_dir):
             "before": before,
             "after": after,
             "foretold": method.asked[0].clock["optimizer_steps"] * method.asked[0].effect,
-            "sensitivity": method.asked[0].sums.sensitivity.tolist(),
+            "sensitivity": method.asked[0].stats.sensitivity.tolist(),
         }
     (output_dir / f"{rank}.json").write_text(json.dumps(seen))
 

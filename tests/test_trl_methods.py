@@ -20,14 +20,14 @@ from trl_runs import (
     tiny_model,
 )
 
-from entrocraft.methods import METHODS, TokenPeer, get_method
-from entrocraft.methods.base import PEERS
+from entrocraft.methods import METHODS, TokenBaseline, get_method
+from entrocraft.methods.base import BASELINES
 
 HAS_BONUS = hasattr(trl.GRPOConfig(use_cpu=True, bf16=False), "entropy_coef")
 BONUS = {"entropy_bonus", "adaptive_bonus", "aent"}
 AVAILABLE = [name for name in METHODS if HAS_BONUS or name not in BONUS]
-OPTIONS = [name for name in AVAILABLE if PEERS[name].__dict__.get("trainer_options")]
-OPTIONS = [n for n in OPTIONS if not issubclass(PEERS[n], TokenPeer) and n != "aent"]
+OPTIONS = [name for name in AVAILABLE if BASELINES[name].__dict__.get("trainer_options")]
+OPTIONS = [n for n in OPTIONS if not issubclass(BASELINES[n], TokenBaseline) and n != "aent"]
 IN_LOSS = ("update", "batch")
 
 
@@ -128,7 +128,7 @@ def test_a_method_with_options_needs_a_config():
 # ---------------------------------------------------------------- token by token
 
 
-class Spy(TokenPeer):
+class Spy(TokenBaseline):
     """Keeps the token batches that it is shown, and halves their advantages."""
 
     name = "spy"
@@ -354,10 +354,10 @@ def test_every_method_trains_and_resumes_exactly(name, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in AVAILABLE if issubclass(PEERS[n], TokenPeer) or n == "aent"],
+    [n for n in AVAILABLE if issubclass(BASELINES[n], TokenBaseline) or n == "aent"],
 )
 def test_batches_without_any_token_change_no_memory(name):
-    method = get_method(name, *([2.5] if PEERS[name].follows else []))
+    method = get_method(name, *([2.5] if BASELINES[name].follows else []))
     trainer = make_trainer(
         entropy_control=method,
         mask_truncated_completions=True,

@@ -8,7 +8,7 @@ from trl_runs import REUSED, WITNESSES, Recording, make_trainer, rows, tiny_mode
 
 from entrocraft import EntropyController
 
-CHANGE = "entropy/realized_change"
+CHANGE = "entropy/post_update_change"
 
 
 def score(batch, weights):
@@ -77,9 +77,9 @@ def test_prompts_that_were_not_trained_on_are_asked_alone():
             decision.advantages[8:] = 0.0
             return decision
 
-        def realized(self, change, stderr, trained):
+        def post_update(self, change, stderr, trained):
             self.answered.append((change, trained))
-            return super().realized(change, stderr, trained)
+            return super().post_update(change, stderr, trained)
 
     control = Picky("constant(initial)")
     trainer = make_trainer(
@@ -104,9 +104,9 @@ def test_prompts_that_were_not_trained_on_are_asked_alone():
 
 def test_the_method_knows_before_the_checkpoint_and_before_the_next_decision():
     class Diary(Recording):
-        def realized(self, change, stderr, trained):
+        def post_update(self, change, stderr, trained):
             self.asked.append("realized")
-            return super().realized(change, stderr, trained)
+            return super().post_update(change, stderr, trained)
 
     control = Diary("constant(initial)")
     make_trainer(entropy_control=control, max_steps=3).train()

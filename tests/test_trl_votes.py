@@ -19,8 +19,8 @@ from entrocraft.lab.dynamics.trl_gradient import loss_coefficients
 
 def partial(completions, **columns):
     """Scores only texts of odd checksum."""
-    sums = [sum(map(ord, text)) for text in completions]
-    return [float(total % 7) if total % 2 else None for total in sums]
+    stats = [sum(map(ord, text)) for text in completions]
+    return [float(total % 7) if total % 2 else None for total in stats]
 
 
 def rarely(completions, **columns):
@@ -43,7 +43,7 @@ def test_raw_rewards_and_groups_reach_the_switch_rule(kind):
     )
     trainer.train()
     unscored = 0
-    for (sums, _), batch, answer in zip(
+    for (stats, _), batch, answer in zip(
         control.asked, trainer.batches, control.answered, strict=True
     ):
         texts = TOKENIZER.batch_decode(batch["completion_ids"], skip_special_tokens=True)
@@ -55,11 +55,11 @@ def test_raw_rewards_and_groups_reach_the_switch_rule(kind):
         )
         expected = (scores * torch.tensor([1.0, 0.5])).nansum(1)
         expected[scores.isnan().all(1)] = torch.nan
-        torch.testing.assert_close(sums.rewards, expected.double(), equal_nan=True)
+        torch.testing.assert_close(stats.rewards, expected.double(), equal_nan=True)
         unscored += int(expected.isnan().sum())
-        assert sums.group.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+        assert stats.group.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
         for group in range(4):
-            assert len({tuple(p) for p in batch["prompt_ids"][sums.group == group].tolist()}) == 1
+            assert len({tuple(p) for p in batch["prompt_ids"][stats.group == group].tolist()}) == 1
         success = torch.where(expected.isnan(), False, expected >= 0.5)
         assert torch.equal(batch["decided"], success.float())
         assert torch.equal(answer.advantages, success.double())
@@ -83,11 +83,11 @@ def test_tokens_of_tools_are_outside():
     control = Recording(2.5)
     trainer = make_trainer("grpo", Mine, entropy_control=control, max_steps=2)
     trainer.train()
-    for (sums, _), batch in zip(control.asked, trainer.batches, strict=True):
+    for (stats, _), batch in zip(control.asked, trainer.batches, strict=True):
         mask = (batch["completion_mask"] * batch["tool_mask"]).bool()
-        assert torch.equal(sums.tokens, mask.sum(1).double())
-        assert (sums.tokens < batch["completion_mask"].sum(1)).any()
-        for name, found in [("entropies", sums.entropy), ("sensitivity", sums.sensitivity)]:
+        assert torch.equal(stats.tokens, mask.sum(1).double())
+        assert (stats.tokens < batch["completion_mask"].sum(1)).any()
+        for name, found in [("entropies", stats.entropy), ("sensitivity", stats.sensitivity)]:
             tokens = getattr(batch["signals"], name).double()
             torch.testing.assert_close(found, torch.where(mask, tokens, 0).sum(1))
 
@@ -104,9 +104,9 @@ def test_truncated_completions_are_outside(kind):
         max_steps=3,
     )
     trainer.train()
-    for (sums, _), batch in zip(control.asked, trainer.batches, strict=True):
+    for (stats, _), batch in zip(control.asked, trainer.batches, strict=True):
         ended = (batch["completion_ids"] == TOKENIZER.eos_token_id).any(1)
-        assert torch.equal(sums.tokens > 0, ended)
+        assert torch.equal(stats.tokens > 0, ended)
         assert ended.any()
         assert not ended.all()
 
@@ -169,10 +169,10 @@ def test_methods_know_what_the_loss_puts_on_a_token(loss_type, averages):
         "grpo", Asking, model=model, entropy_control=control, loss_type=loss_type, max_steps=1
     )
     trainer.train()
-    [(sums, _)] = control.asked
-    assert (sums.token_weight is not None) == averages
-    weight = torch.ones(16).double() if sums.token_weight is None else sums.token_weight
-    assert len(sums.tokens.unique()) > 2
+    [(stats, _)] = control.asked
+    assert (stats.token_weight is not None) == averages
+    weight = torch.ones(16).double() if stats.token_weight is None else stats.token_weight
+    assert len(stats.tokens.unique()) > 2
     torch.testing.assert_close(
         weight / weight.sum(), trainer.by_loss / trainer.by_loss.sum(), rtol=1e-5, atol=0
     )
@@ -196,23 +196,23 @@ def test_ratios_to_vllms_policy_weigh_the_effects(shape):
     control = Recording(2.5)
     trainer = make_trainer("grpo", Mine, entropy_control=control, max_steps=1)
     trainer.train()
-    [(sums, _)], [batch] = control.asked, trainer.batches
-    assert not sums.advantages[:5].any()
-    assert torch.equal(sums.advantages[5:].float(), batch["advantages"][5:])
+    [(stats, _)], [batch] = control.asked, trainer.batches
+    assert not stats.advantages[:5].any()
+    assert torch.equal(stats.advantages[5:].float(), batch["advantages"][5:])
     assert not batch["decided"][:5].any()
     per_token = batch["signals"].sensitivity * batch["completion_mask"]
     expected = (per_token * batch["importance_sampling_ratio"]).double().sum(1)
-    torch.testing.assert_close(sums.sensitivity, expected)
+    torch.testing.assert_close(stats.sensitivity, expected)
 
 
 @pytest.mark.parametrize(("target", "sign"), [(4.5, 1), (0.1, -1)])
-def test_uniform_groups_join_through_the_trainer(target, sign):
+def test_constant_reward_groups_join_through_the_trainer(target, sign):
     """Every rollout is right, so that the estimator's advantages are all 0."""
 
     def always_right(completions, **columns):
         return [1.0] * len(completions)
 
-    control = Recording(target, uniform_groups=True, seed=0)
+    control = Recording(target, constant_reward_groups=True, seed=0)
     make_trainer(entropy_control=control, max_steps=2, reward_funcs=always_right).train()
     for (batch, _), decision in zip(control.asked, control.answered, strict=True):
         assert not bool(batch.advantages.any())

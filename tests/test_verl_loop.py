@@ -39,7 +39,7 @@ def check(metrics):
         # verl's own entropy is the mean per token under loss_agg_mode token-mean, its default
         assert step["entropy/measured"] == pytest.approx(step["actor/entropy"], abs=2e-3)
         assert 0 < step["entropy/kept_fraction"] <= 1
-        assert step["entropy/authority_up"] >= 0 >= step["entropy/authority_down"]
+        assert step["entropy/reachable_up"] >= 0 >= step["entropy/reachable_down"]
     assert min(step["entropy/kept_fraction"] for step in metrics) < 1
 
 
@@ -56,8 +56,8 @@ def test_the_launcher_with_two_updates_a_batch(tmp_path):
     assert targets(metrics) == pytest.approx(line(metrics, 2))
     for step in metrics:
         # the batch was scored again after its update
-        assert abs(step["entropy/realized_change"]) < 1
-        assert step["entropy/realized_change_stderr"] > 0
+        assert abs(step["entropy/post_update_change"]) < 1
+        assert step["entropy/post_update_change_stderr"] > 0
         # rejected rollouts train nothing: some rows have the advantage 0
         assert step["critic/advantages/min"] < 0 < step["critic/advantages/max"]
     log = (tmp_path / "run.log").read_text()
@@ -108,7 +108,7 @@ def test_partial_rollouts_by_the_entry_point(tmp_path):
     check(metrics)
     assert targets(metrics) == pytest.approx(line(metrics, 1))
     assert max(step["training/off_policy/trajectory_staleness/max"] for step in metrics) > 0
-    assert "entropy/realized_change" not in metrics[0]
+    assert "entropy/post_update_change" not in metrics[0]
 
 
 def test_bypass_mode_makes_the_pass_that_verl_leaves_out(tmp_path):

@@ -62,18 +62,18 @@ def test_the_same_batch_gives_the_decision_that_the_trl_adapter_gets():
         ours, theirs = (EntropyController(0.4, rule, effect, seed=3) for _ in range(2))
         rollouts = Trajectories(rows)
         for _ in range(3):
-            decision = ours.decide(rollouts.sums(), step=3, optimizer_steps=2)
+            decision = ours.decide(rollouts.stats(), step=3, optimizer_steps=2)
             expected = theirs.decide(plain)
             assert torch.equal(decision.weights, expected.weights)
             assert torch.equal(decision.advantages, expected.advantages)
             assert decision.metrics == pytest.approx(expected.metrics)
         assert 0 < int((expected.weights == 0).sum()) < len(expected.weights)
-        trained = rollouts.advantages(rollouts.sums(), decision)
+        trained = rollouts.advantages(rollouts.stats(), decision)
         assert torch.allclose(trained[real], expected.advantages.float()[:, None] * rows.mask[real])
         assert not trained[~real].any()
     for name in ("w_reinforce", "qae", "entropic_fork"):
         method, other = (get_method(name, 0.4) for _ in range(2))
-        decision = method.decide(Trajectories(rows).sums(), step=3)
+        decision = method.decide(Trajectories(rows).stats(), step=3)
         assert torch.equal(decision.advantages, other.decide(plain).advantages)
 
 
@@ -99,9 +99,9 @@ def test_a_batch_of_trls_trainer_gives_the_decision_that_trl_took():
             rewards=torch.zeros(count),
         )
         rollouts = Trajectories(rows)
-        decision = verls.decide(rollouts.sums(), **clock)
+        decision = verls.decide(rollouts.stats(), **clock)
         assert torch.equal(decision.weights, taken.weights)
-        trained = rollouts.advantages(rollouts.sums(), decision)
+        trained = rollouts.advantages(rollouts.stats(), decision)
         assert torch.allclose(trained, batch["decided"][:, None] * mask)
         rejected += int((decision.weights == 0).sum())
     assert rejected > 0
@@ -127,15 +127,15 @@ def test_rows_of_one_session_share_its_fate():
     )
     rollouts = Trajectories(both)
     assert len(rollouts) == 6
-    sums = rollouts.sums()
+    stats = rollouts.stats()
     inside = torch.where(both.mask, both.entropies, 0.0).sum(1).double()
-    assert torch.allclose(sums.entropy, inside[:6] + inside[6:])
-    assert torch.equal(sums.tokens, both.mask.sum(1)[:6].double() + both.mask.sum(1)[6:])
-    assert torch.equal(sums.rewards, both.rewards[6:].double())
-    assert sorted(sums.group.tolist()) == [0, 0, 1, 1, 2, 2]
-    decision = EntropyController(0.1, "sign").decide(sums, step=0)
+    assert torch.allclose(stats.entropy, inside[:6] + inside[6:])
+    assert torch.equal(stats.tokens, both.mask.sum(1)[:6].double() + both.mask.sum(1)[6:])
+    assert torch.equal(stats.rewards, both.rewards[6:].double())
+    assert sorted(stats.group.tolist()) == [0, 0, 1, 1, 2, 2]
+    decision = EntropyController(0.1, "sign").decide(stats, step=0)
     assert 0 < int((decision.weights == 0).sum()) < 6
-    trained = rollouts.advantages(sums, decision)
+    trained = rollouts.advantages(stats, decision)
     for row in range(6):
         weight = float(decision.weights[row])
         assert torch.equal(trained[row], weight * both.advantages[row])
@@ -147,15 +147,15 @@ def test_advantages_of_tokens_keep_their_effect():
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randn(rows.mask.shape, generator=generator) * rows.mask
     rows = make_rows(advantages=tokens)
-    sums = Trajectories(rows).sums()
+    stats = Trajectories(rows).stats()
     effect = (tokens * rows.sensitivity * rows.mask).sum(1).double()
-    assert torch.allclose(sums.advantages * sums.sensitivity, effect, atol=1e-6)
+    assert torch.allclose(stats.advantages * stats.sensitivity, effect, atol=1e-6)
     mean = (tokens.sum(1) / rows.mask.sum(1)).double()
-    assert torch.equal(sums.advantages.sign(), mean.sign())
+    assert torch.equal(stats.advantages.sign(), mean.sign())
     size = (tokens.square().sum(1) / rows.mask.sum(1)).sqrt().double()
-    assert torch.allclose(sums.advantages.abs(), size)
-    decision = EntropyController(0.1).decide(sums, step=0)
-    trained = Trajectories(rows).advantages(sums, decision)
+    assert torch.allclose(stats.advantages.abs(), size)
+    decision = EntropyController(0.1).decide(stats, step=0)
+    trained = Trajectories(rows).advantages(stats, decision)
     assert torch.allclose(trained, tokens * decision.weights.float()[:, None])
 
 
@@ -173,25 +173,25 @@ def test_the_effect_of_token_advantages_is_a_sum_over_tokens_at_every_level(leve
         "logit": rows.sensitivity,
     }[level]
     expected = (tokens * sensitivity * rows.mask).double().sum(1) / count
-    found = rollout_effects(Trajectories(rows).sums(), level)
+    found = rollout_effects(Trajectories(rows).stats(), level)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
-    assert Trajectories(plain).sums().advantage_tokens is None
+    assert Trajectories(plain).stats().advantage_tokens is None
 
 
 def test_rollouts_without_advantage_keep_their_sensitivity():
     rows = make_rows()
     rows.advantages[:3] = 0.0
-    sums = Trajectories(rows).sums()
+    stats = Trajectories(rows).stats()
     expected = torch.where(rows.mask, rows.sensitivity, 0.0).sum(1).double()
-    assert torch.allclose(sums.sensitivity, expected)
-    assert not sums.advantages[:3].any()
+    assert torch.allclose(stats.sensitivity, expected)
+    assert not stats.advantages[:3].any()
 
 
 def test_what_cannot_be_read_is_named():
     rows = make_rows()
     rows.logprobs[4, 0] = torch.nan
     with pytest.raises(ValueError, match=f"logprobs of the row {rows.keys[4]} are not finite"):
-        Trajectories(rows).sums()
+        Trajectories(rows).stats()
     with pytest.raises(ValueError, match="the row 'abc' is not named uid_session_index"):
         make_rows(keys=["abc"] * 24)
 
@@ -201,33 +201,35 @@ def test_prompts_rewarded_alike_have_no_advantage():
     prompt = torch.tensor([int(key[3]) if key.startswith("uid") else -1 for key in rows.keys])
     rewards = torch.where(prompt == 1, 0.1, rows.rewards)
     advantages = torch.where(prompt == 1, 0.11, 1.0)[:, None] * rows.mask
-    settled = Trajectories(replace(rows, rewards=rewards, advantages=advantages)).settled()
+    settled = Trajectories(
+        replace(rows, rewards=rewards, advantages=advantages)
+    ).without_rounding_noise()
     alike = torch.stack([rewards[prompt == p].std() == 0 for p in range(3)])
     assert bool(alike[1])
     assert not bool(alike.all())
     for row, p in enumerate(prompt.tolist()):
         expected = torch.zeros(7) if p >= 0 and alike[p] else advantages[row]
         assert torch.equal(settled.rows.advantages[row], expected)
-    decision = EntropyController(0.4).decide(settled.sums(), step=0)
-    trained = settled.advantages(settled.sums(), decision)
+    decision = EntropyController(0.4).decide(settled.stats(), step=0)
+    trained = settled.advantages(settled.stats(), decision)
     assert not trained[prompt == 1].any()
 
 
 def test_a_rollout_without_another_of_its_prompt_keeps_its_advantage():
     rows = make_rows(prompts=5, generations=1)
-    assert torch.equal(Trajectories(rows).settled().rows.advantages, rows.advantages)
+    assert torch.equal(Trajectories(rows).without_rounding_noise().rows.advantages, rows.advantages)
 
 
 def test_a_mean_over_rows_weighs_the_tokens_of_short_rollouts_more():
     rows = make_rows(padding=3)
-    assert Trajectories(rows).sums().token_weight is None
-    sums = Trajectories(replace(rows, mean_of_rows=True)).sums()
-    torch.testing.assert_close(sums.token_weight, 1 / sums.tokens)
+    assert Trajectories(rows).stats().token_weight is None
+    stats = Trajectories(replace(rows, mean_of_rows=True)).stats()
+    torch.testing.assert_close(stats.token_weight, 1 / stats.tokens)
     # two rows of one rollout count twice
     keys = ["u_0_0", "u_0_1", "u_1_0"]
     small = make_rows(prompts=1, generations=3, keys=keys, mean_of_rows=True)
-    sums = Trajectories(small).sums()
+    stats = Trajectories(small).stats()
     lengths = small.mask.sum(1).double()
     torch.testing.assert_close(
-        sums.token_weight, torch.stack([2 / (lengths[0] + lengths[1]), 1 / lengths[2]])
+        stats.token_weight, torch.stack([2 / (lengths[0] + lengths[1]), 1 / lengths[2]])
     )

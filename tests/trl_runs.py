@@ -269,8 +269,8 @@ def ranks(output_dir: Path) -> None:
             "weights": [answer.weights.tolist() for answer in control.answered],
             "metrics": [answer.metrics for answer in control.answered],
             "advantages": [answer.advantages.tolist() for answer in control.answered],
-            "groups": [sums.group.tolist() for sums, _ in control.asked],
-            "rewards": [sums.rewards.tolist() for sums, _ in control.asked],
+            "groups": [stats.group.tolist() for stats, _ in control.asked],
+            "rewards": [stats.rewards.tolist() for stats, _ in control.asked],
             "before": [batch["advantages"].tolist() for batch in trainer.batches],
             "local": [batch["decided"].tolist() for batch in trainer.batches],
             "entropy": [
@@ -306,7 +306,7 @@ class _Watched(EntroPIC):
 
 
 def token_ranks(output_dir: Path) -> None:
-    """Train with a method that weighs tokens and sums up an error, on every rank."""
+    """Train with a method that weighs tokens and stats up an error, on every rank."""
     method = _Watched(2.5, kp=0.4, ki=0.3)
     trainer = make_trainer(
         entropy_control=method,

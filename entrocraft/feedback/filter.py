@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["EntropyObserver", "arrival"]
+__all__ = ["EntropyFilter", "arrival"]
 
 (_ENTROPY, _UNDERWAY, _DRIFT, _POSITIVE, _NEGATIVE, _BIAS_TRAINED, _BIAS_LEFT_OUT, _BEFORE) = range(
     8
@@ -41,12 +41,12 @@ def arrival(momentum: float, steps: float) -> tuple[float, float]:
     return before, 1 - sum(momentum**k for k in range(1, whole + 1)) / whole
 
 
-class EntropyObserver:
+class EntropyFilter:
     """Kalman filter of entropy, momentum's pipeline, unexplained drift and two gains.
 
     With H the entropy, U what momentum will still bring, b the drift per optimizer step (all in
     nats per token), g+ and g- the nats per unit of predicted effect of rollouts with positive and
-    with negative advantage, X+ and X- the sums of the effects of the rollouts kept, and ``p`` and
+    with negative advantage, X+ and X- the stats of the effects of the rollouts kept, and ``p`` and
     ``q`` from `arrival`::
 
         F = g+ X+ + g- X- + noise
@@ -102,7 +102,7 @@ class EntropyObserver:
 
     def __repr__(self) -> str:
         return (
-            f"EntropyObserver(gain={self.gain}, authority={self.authority:g}, "
+            f"EntropyFilter(gain={self.gain}, authority={self.authority:g}, "
             f"unexplained={self.unexplained:g}, gain_spread={self.gain_spread:g}, "
             f"gain_walk={self.gain_walk:g}, gain_bound={self.gain_bound:g}, "
             f"drift_walk={self.drift_walk:g}, bias_spread={self.bias_spread:g}, "
@@ -125,7 +125,7 @@ class EntropyObserver:
         return math.sqrt(max(float(self._covariance[_ENTROPY, _ENTROPY]), 0.0))
 
     @property
-    def underway(self) -> float:
+    def pending(self) -> float:
         """Nats per token that momentum will still bring."""
         return float(self._mean[_UNDERWAY])
 
@@ -147,14 +147,14 @@ class EntropyObserver:
     def predict(self, effects: tuple[float, float], steps: float, momentum: float) -> float:
         """Change of the entropy, in nats, until this batch's steps are done."""
         before, added = arrival(momentum, steps)
-        return before * self.underway + added * self.in_nats(effects) + steps * self.drift
+        return before * self.pending + added * self.in_nats(effects) + steps * self.drift
 
     def observe(
         self,
         entropy: float,
         stderr: float,
         size: float,
-        underway: float | None = None,
+        pending: float | None = None,
     ) -> None:
         """Take the measurement of a batch, before its update.
 
@@ -162,7 +162,7 @@ class EntropyObserver:
             entropy: measured, nats per token.
             stderr: its standard error; not finite if unknown.
             size: sum of the absolute effects of the batch.
-            underway: nats that momentum will still bring, where they are known.
+            pending: nats that momentum will still bring, where they are known.
         """
         if self._first is None:
             self._first = max(entropy, 1e-6)
@@ -188,11 +188,11 @@ class EntropyObserver:
                 for gain in (_POSITIVE, _NEGATIVE):
                     self._mean[gain] = known
                     self._covariance[gain, gain] = (self.gain_spread * known) ** 2
-        if underway is not None:
-            self._mean[_UNDERWAY] = underway
+        if pending is not None:
+            self._mean[_UNDERWAY] = pending
             self._covariance[_UNDERWAY, :] = 0.0
             self._covariance[:, _UNDERWAY] = 0.0
-            self._covariance[_UNDERWAY, _UNDERWAY] = (0.3 * underway) ** 2
+            self._covariance[_UNDERWAY, _UNDERWAY] = (0.3 * pending) ** 2
 
     def _correct(self, reading: Tensor, value: float, noise: float) -> None:
         """Kalman correction by a measurement of ``reading @ state``."""

@@ -1,7 +1,7 @@
 """From target and measured entropy to one signed pressure.
 
-Positive pressure wants more entropy, zero is plain RL. `RecedingHorizon` plans on what the observer
-believes and is the default; `ProportionalIntegral` looks at the error alone; `Relay` is for the
+Positive pressure wants more entropy, zero is plain RL. `Planner` plans on what the observer
+believes and is the default; `ProportionalIntegral` looks at the error alone; `Deadband` is for the
 band rules of the paper and its code.
 """
 
@@ -12,15 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from entrocraft.feedback.filter import EntropyObserver
+from entrocraft.feedback.filter import EntropyFilter
 
 __all__ = [
     "FEEDBACKS",
     "Band",
+    "Deadband",
     "Feedback",
+    "Planner",
     "ProportionalIntegral",
-    "RecedingHorizon",
-    "Relay",
     "Situation",
     "get_feedback",
 ]
@@ -38,7 +38,7 @@ class Situation:
         steps: optimizer steps that the batch is used for.
         momentum: decay per step of what is under way in the optimizer.
         observer: has taken the measurement already.
-        reach: pressure -> expected sums of the kept effects (of positive, of negative advantages)
+        reach: pressure -> expected stats of the kept effects (of positive, of negative advantages)
             over all steps of the batch.
     """
 
@@ -46,7 +46,7 @@ class Situation:
     target: Callable[[int], float]
     steps: float
     momentum: float
-    observer: EntropyObserver
+    observer: EntropyFilter
     reach: Callable[[float], tuple[float, float]]
 
 
@@ -81,7 +81,7 @@ class Feedback(Protocol):
         ...
 
 
-class RecedingHorizon:
+class Planner:
     """The pressure that brings the believed entropy onto the schedule `horizon` steps ahead.
 
     With the observer's entropy H, pipeline U and drift b, momentum m, and n the horizon (at least
@@ -104,7 +104,7 @@ class RecedingHorizon:
         self._shortfall = 0.0
 
     def __repr__(self) -> str:
-        return f"RecedingHorizon({self.horizon}, limit={self.limit:g})"
+        return f"Planner({self.horizon}, limit={self.limit:g})"
 
     @property
     def saturated(self) -> bool:
@@ -121,7 +121,7 @@ class RecedingHorizon:
         observer, momentum = situation.observer, situation.momentum
         steps = max(self.horizon, math.ceil(situation.steps))
         arrives = sum(1 - momentum**k for k in range(1, steps + 1)) / max(situation.steps, 1.0)
-        lands = observer.entropy + (1 - momentum**steps) * observer.underway
+        lands = observer.entropy + (1 - momentum**steps) * observer.pending
         return (situation.target(steps) - lands - steps * observer.drift) / arrives
 
     def pressure(self, situation: Situation) -> float:
@@ -294,7 +294,7 @@ class Band:
         return cls(low, high)
 
 
-class Relay:
+class Deadband:
     """The band of the paper: pressure -1 above it, +1 below it, 0 inside, on raw measurements."""
 
     limit = 1.0
@@ -304,7 +304,7 @@ class Relay:
         self._pressure = 0.0
 
     def __repr__(self) -> str:
-        return f"Relay(({self.band.low:g}, {self.band.high:g}))"
+        return f"Deadband(({self.band.low:g}, {self.band.high:g}))"
 
     @property
     def saturated(self) -> bool:
@@ -340,7 +340,7 @@ def _checked_limit(limit: float) -> float:
 
 
 FEEDBACKS: dict[str, Callable[[], Feedback]] = {
-    "plan": RecedingHorizon,
+    "plan": Planner,
     "pi": ProportionalIntegral,
 }
 """Loops for graded pressure by name."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from entrocraft.method import EntropyControlWarning
 
-__all__ = ["Alarm"]
+__all__ = ["SaturationMonitor"]
 
 _SATURATED_BEFORE_WARNING = 20
 
 
-class Alarm:
+class SaturationMonitor:
     """Watches decisions: warns of rejection at its limit for long, and of updates without votes."""
 
     def __init__(self) -> None:

@@ -8,17 +8,17 @@ from typing import Any
 
 from entrocraft import schedules
 
-__all__ = ["Goal", "TargetError"]
+__all__ = ["Target", "TargetError"]
 
 
 class TargetError(ValueError):
     """A schedule that asks for an entropy that no policy can have, or has no answer."""
 
 
-class Goal:
+class Target:
     """Target entropy by optimizer step, for a controller or any closed-loop method.
 
-    >>> goal = Goal("linear(initial, 0.5*initial, 100)")
+    >>> goal = Target("linear(initial, 0.5*initial, 100)")
     >>> goal.target(0) is None
     True
     >>> goal.anchor(0.8)

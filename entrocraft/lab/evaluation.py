@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from entrocraft.effects import token_statistics
-from entrocraft.rollouts import RolloutSums
 from entrocraft.lab.tasks import Problem, Task
 from entrocraft.lab.tasks.prompts import text_prompt
+from entrocraft.rollouts import RolloutStats
 
 __all__ = ["Estimate", "Evaluation", "evaluate", "pass_at_k", "sample"]
 
@@ -164,7 +164,7 @@ def evaluate(
     finally:
         model.train(training)
     entropies, lengths, correct, finished = torch.cat(parts, dim=1)
-    sums = RolloutSums(
+    stats = RolloutStats(
         advantages=torch.zeros_like(lengths),
         tokens=lengths,
         logprob=-entropies,
@@ -172,7 +172,7 @@ def evaluate(
         group=torch.arange(len(asked)) // samples,
     )
     return Evaluation(
-        entropy=Estimate(sums.mean_entropy(), sums.entropy_stderr()),
+        entropy=Estimate(stats.mean_entropy(), stats.entropy_stderr()),
         correct=correct.view(-1, samples).sum(1),
         samples=samples,
         length=float(lengths.mean()),

@@ -17,16 +17,16 @@ from importlib import import_module
 from typing import Any
 
 from entrocraft import schedules
-from entrocraft.methods.base import PEERS, Peer, TokenPeer
+from entrocraft.methods.base import BASELINES, Baseline, TokenBaseline
 
 __all__ = [
     "METHODS",
-    "Peer",
-    "TokenPeer",
+    "Baseline",
+    "TokenBaseline",
+    "baseline_class",
     "follows_target",
     "get_method",
     "options_of",
-    "peer_class",
 ]
 
 _MODULES = (
@@ -63,47 +63,47 @@ _MODULES = (
 for _module in _MODULES:
     import_module(f"{__name__}.{_module}")
 
-METHODS = tuple(PEERS)
+METHODS = tuple(BASELINES)
 """Names of all peers."""
 
 
-def peer_class(name: str) -> type[Peer]:
+def baseline_class(name: str) -> type[Baseline]:
     """Return the class of this name.
 
     Raises:
         ValueError: there is none; the message lists the known names.
     """
-    if name not in PEERS:
+    if name not in BASELINES:
         near = difflib.get_close_matches(name, METHODS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown method {name!r}{hint}; known are {', '.join(METHODS)}")
-    return PEERS[name]
+    return BASELINES[name]
 
 
 def follows_target(name: str) -> bool:
     """Whether the method of this name steers entropy towards a target."""
-    return peer_class(name).follows
+    return baseline_class(name).follows
 
 
 def options_of(name: str) -> list[str]:
     """Names of the options that the method of this name has."""
-    return [key for key in inspect.signature(peer_class(name)).parameters if key != "schedule"]
+    return [key for key in inspect.signature(baseline_class(name)).parameters if key != "schedule"]
 
 
 def get_method(
     name: str, schedule: schedules.Schedule | str | float | None = None, **options: Any
-) -> Peer:
+) -> Baseline:
     """Make the method of this name.
 
     Args:
         name: one of `METHODS`.
-        schedule: target entropy, nats per token; see `Peer`.
+        schedule: target entropy, nats per token; see `Baseline`.
         options: the method's own arguments.
 
     Raises:
         ValueError: an unknown name or option, or a value out of range.
     """
-    found, known = peer_class(name), options_of(name)
+    found, known = baseline_class(name), options_of(name)
     for key in options:
         if key not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"

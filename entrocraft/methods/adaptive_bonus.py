@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from entrocraft.methods.base import Peer, Reading, checked, peer
+from entrocraft.methods.base import Baseline, Reading, baseline, checked
 
 __all__ = ["AdaptiveBonus"]
 
 
-@peer("adaptive_bonus")
-class AdaptiveBonus(Peer):
+@baseline("adaptive_bonus")
+class AdaptiveBonus(Baseline):
     """Skywork-OR1's adaptive entropy coefficient, as TRL has it.
 
     With H the entropy of the last optimizer step and h the target::

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import Peer, Reading, checked, peer
+from entrocraft.methods.base import Baseline, Reading, baseline, checked
 
 __all__ = ["AEnt"]
 
 _LOW, _HIGH = 0.1, 0.5
 
 
-@peer("aent")
-class AEnt(Peer):
+@baseline("aent")
+class AEnt(Baseline):
     """AEnt: ``L = L_policy - c mean_t Hc_t`` with an adaptive c.
 
     Hc is the clamped entropy: of each distribution the ``floor(V clamp)`` least likely tokens are
@@ -82,7 +82,7 @@ class AEnt(Peer):
         return {"entropy_coef": self._bonus, "use_adaptive_entropy": False}
 
     def settings(self, reading: Reading) -> dict[str, float]:
-        if self.goal.schedule is not None:
+        if self.schedule is not None:
             self._error = reading.error
         return {"entropy_coef": self._bonus}
 

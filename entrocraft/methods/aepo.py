@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from entrocraft.method import ExtraRollouts
-from entrocraft.methods.base import Peer, Reading, checked, peer
+from entrocraft.methods.base import Baseline, Reading, baseline, checked
 
 __all__ = ["AEPO"]
 
 
-@peer("aepo")
-class AEPO(Peer):
+@baseline("aepo")
+class AEPO(Baseline):
     """Arbitrary entropy policy optimization: hot successes raise entropy, cold ones lower it.
 
     A share of the batch's prompts is sampled once more, hot if H <= h and cold if not. Of these

@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 
 from entrocraft import schedules
-from entrocraft.selection.rules import SUCCESS
-from entrocraft.feedback.target import Goal
-from entrocraft.method import Clock, Decision, ExtraRollouts
-from entrocraft.rollouts import RolloutBatch, RolloutSums
+from entrocraft.feedback.target import Target
+from entrocraft.method import Decision, ExtraRollouts, StepInfo
+from entrocraft.rollouts import RolloutBatch, RolloutStats
 from entrocraft.rollouts.tokens import TokenBatch
+from entrocraft.selection.rules import SUCCESS
 
 __all__ = [
-    "PEERS",
+    "BASELINES",
     "PPO_LOSSES",
     "RATIO_LOSSES",
     "UNCLIPPED",
-    "Peer",
+    "Baseline",
     "Reading",
-    "RewardPeer",
-    "TokenPeer",
+    "RewardBaseline",
+    "TokenBaseline",
+    "baseline",
     "checked",
-    "peer",
     "required_rewards",
     "without_the_rest",
 ]
@@ -45,10 +45,10 @@ In "cispo" that bound is epsilon_high itself; "sapo" and "vespo" read none of th
 have functions of the ratio of their own.
 """
 
-PEERS: dict[str, type[Peer]] = {}
+BASELINES: dict[str, type[Baseline]] = {}
 """Every peer by name."""
 
-_Class = TypeVar("_Class", bound="type[Peer]")
+_Class = TypeVar("_Class", bound="type[Baseline]")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Reading:
         return self.measured - self.target
 
 
-class Peer:
+class Baseline:
     """A published method behind the interface of `EntropyMethod`.
 
     As it stands it observes and changes nothing. Peers fill in what they need:
@@ -78,7 +78,7 @@ class Peer:
     - `settings`: options of the trainer for the updates of one batch;
     - `advantages`: (B,) advantages in place of the estimator's;
     - `extra`: rollouts at another temperature that join the batch;
-    - `reweigh` (`TokenPeer`): token advantages (b, T);
+    - `reweigh` (`TokenBaseline`): token advantages (b, T);
     - `bonus_entropy` and `stepped`: what the trainer's entropy bonus averages instead of entropy.
 
     Args:
@@ -105,10 +105,15 @@ class Peer:
     needs_updates: ClassVar[bool] = False
 
     def __init__(self, schedule: schedules.Schedule | str | float | None = None) -> None:
-        self.goal = Goal(self.own_target if schedule is None else schedule)
+        self._target = Target(self.own_target if schedule is None else schedule)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(schedule={self.goal.schedule!r})"
+        return f"{type(self).__name__}(schedule={self.schedule!r})"
+
+    @property
+    def schedule(self) -> Any:
+        """Step -> target entropy, nats per token; None without a target."""
+        return self._target.schedule
 
     @property
     def effect(self) -> str | None:
@@ -126,49 +131,49 @@ class Peer:
         Raises:
             ValueError: a target that is negative, not finite or above log(vocabulary).
         """
-        self.goal.prepare(vocabulary, steps)
+        self._target.prepare(vocabulary, steps)
 
     def target(self, step: int) -> float | None:
         """Target entropy at an optimizer step, nats per token; None while it is not known."""
-        return self.goal.target(step)
+        return self._target.target(step)
 
-    def decide(self, batch: RolloutBatch | RolloutSums, **clock: Any) -> Decision:
+    def decide(self, batch: RolloutBatch | RolloutStats, **clock: Any) -> Decision:
         """Decide on one rollout batch; see `EntropyController.decide`.
 
         Raises:
             ValueError: a batch or a target that makes no sense; nothing was changed.
         """
-        moment = Clock.of(batch, clock)
-        sums = batch.sums() if isinstance(batch, RolloutBatch) else batch
-        if sums.total_tokens == 0:
+        moment = StepInfo.of(batch, clock)
+        stats = batch.stats() if isinstance(batch, RolloutBatch) else batch
+        if stats.total_tokens == 0:
             raise ValueError(
                 "the batch has no response token inside its mask, so it has no entropy; check the "
                 "mask (true on response tokens)"
             )
         before = self.state_dict()
         try:
-            return self._decide(sums, moment.step)
+            return self._decide(stats, moment.step)
         except BaseException:
             self.load_state_dict(before)
             raise
 
-    def _decide(self, sums: RolloutSums, step: int) -> Decision:
-        measured, stderr = sums.mean_entropy(), sums.entropy_stderr()
-        self.goal.anchor(measured)
-        reading = Reading(step, measured, self.goal.target(step))
+    def _decide(self, stats: RolloutStats, step: int) -> Decision:
+        measured, stderr = stats.mean_entropy(), stats.entropy_stderr()
+        self._target.anchor(measured)
+        reading = Reading(step, measured, self._target.target(step))
         metrics = {"entropy/measured": measured}
         if math.isfinite(stderr):
             metrics["entropy/measured_stderr"] = stderr
         if reading.target is not None:
             metrics["entropy/target"] = reading.target
-        advantages = self.advantages(sums, reading)
-        trained = (advantages != 0) & (sums.tokens > 0)
-        count, kept = int(sums.votes.sum()), int((sums.votes & trained).sum())
+        advantages = self.advantages(stats, reading)
+        trained = (advantages != 0) & (stats.tokens > 0)
+        count, kept = int(stats.active.sum()), int((stats.active & trained).sum())
         metrics["entropy/kept_fraction"] = kept / count if count else 1.0
         metrics["entropy/empty"] = float(not bool(trained.any()))
         settings, extra = self.settings(reading), self.extra(reading)
         metrics |= self.report()
-        weights = (trained | (sums.advantages == 0)).double()
+        weights = (trained | (stats.advantages == 0)).double()
         return Decision(
             weights,
             weights.clone(),
@@ -181,9 +186,9 @@ class Peer:
 
     # What peers fill in ---------------------------------------------------------------------
 
-    def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
+    def advantages(self, stats: RolloutStats, reading: Reading) -> Tensor:
         """(B,) float64 advantages to train on."""
-        return sums.advantages.clone()
+        return stats.advantages.clone()
 
     def settings(self, reading: Reading) -> dict[str, float]:
         """Options of the trainer for the updates of this batch."""
@@ -211,7 +216,7 @@ class Peer:
         return {
             "version": 1,
             "method": self.name,
-            "goal": self.goal.state_dict(),
+            "goal": self._target.state_dict(),
             "memory": self.memory(),
         }
 
@@ -231,11 +236,11 @@ class Peer:
                 f"the checkpoint was written by the method {state.get('method')!r}, not by "
                 f"{self.name!r}; resume with the method that wrote it"
             )
-        self.goal.load_state_dict(state["goal"])
+        self._target.load_state_dict(state["goal"])
         self.recall(state["memory"])
 
 
-class RewardPeer(Peer):
+class RewardBaseline(Baseline):
     """A method that tells successes from failures by the raw reward.
 
     The raw reward is the weighted sum of the trainer's reward functions, so where accuracy and
@@ -249,18 +254,18 @@ class RewardPeer(Peer):
         super().__init__(schedule)
         self.success = checked(self, "success", success)
 
-    def successes(self, sums: RolloutSums) -> tuple[Tensor, Tensor]:
+    def successes(self, stats: RolloutStats) -> tuple[Tensor, Tensor]:
         """(B,) bool twice: rollouts that succeeded, and those that failed.
 
         With the default, rewards in {0, 1} and in {-1, 1} mean the same; a rollout that could not
         be scored is neither.
         """
         # in 32 bits as trainers have rewards, where 0.7 is a little less than in 64
-        rewards = required_rewards(self, sums).float()
+        rewards = required_rewards(self, stats).float()
         return rewards >= self.success, rewards < self.success
 
 
-class TokenPeer(Peer):
+class TokenBaseline(Baseline):
     """A method that weighs tokens.
 
     Attributes:
@@ -281,21 +286,21 @@ class TokenPeer(Peer):
         raise NotImplementedError
 
 
-def peer(name: str) -> Callable[[_Class], _Class]:
+def baseline(name: str) -> Callable[[_Class], _Class]:
     """Register a class as the method of this name."""
 
     def register(method: _Class) -> _Class:
-        if name in PEERS:
-            raise ValueError(f"there is a method {name!r} already: {PEERS[name].__qualname__}")
+        if name in BASELINES:
+            raise ValueError(f"there is a method {name!r} already: {BASELINES[name].__qualname__}")
         method.name = name
-        PEERS[name] = method
+        BASELINES[name] = method
         return method
 
     return register
 
 
 def checked(
-    owner: Peer,
+    owner: Baseline,
     name: str,
     value: float,
     low: float = -math.inf,
@@ -325,27 +330,27 @@ def checked(
     )
 
 
-def required_rewards(owner: Peer, sums: RolloutSums) -> Tensor:
+def required_rewards(owner: Baseline, stats: RolloutStats) -> Tensor:
     """(B,) raw rewards, NaN where a rollout could not be scored.
 
     Raises:
         ValueError: the batch has none.
     """
-    if sums.rewards is None:
+    if stats.rewards is None:
         raise ValueError(
             f"the method {owner.name!r} trains on raw rewards; put RolloutBatch.rewards (B,) into "
             "the batch"
         )
-    return sums.rewards
+    return stats.rewards
 
 
-def without_the_rest(advantages: Tensor, sums: RolloutSums) -> Tensor:
+def without_the_rest(advantages: Tensor, stats: RolloutStats) -> Tensor:
     """Advantages (B,) as if rollouts with advantage 0 had been dropped from the batch.
 
     Zeroed rollouts stay in the loss's denominator; scaling by all over kept takes them out of it:
     tokens where the loss divides by their number (TRL's default), else rollouts, those without a
     token included, as TRL counts them too.
     """
-    counted = torch.ones_like(sums.tokens) if sums.by_rollout else sums.tokens
+    counted = torch.ones_like(stats.tokens) if stats.by_rollout else stats.tokens
     kept = float(counted[advantages != 0].sum())
     return advantages * (float(counted.sum()) / kept) if kept else torch.zeros_like(advantages)

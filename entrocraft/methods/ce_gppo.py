@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import UNCLIPPED, TokenPeer, checked, peer
+from entrocraft.methods.base import UNCLIPPED, TokenBaseline, baseline, checked
 from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["CEGPPO"]
 
 
-@peer("ce_gppo")
-class CEGPPO(TokenPeer):
+@baseline("ce_gppo")
+class CEGPPO(TokenBaseline):
     """CE-GPPO: clipped tokens keep a gradient of fixed size; with r the token's ratio::
 
         A < 0, r < 1 - low:    L = -beta1 (1 - low) / sg(r) r A

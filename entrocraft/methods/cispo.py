@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from entrocraft.methods.base import Peer, checked, peer
+from entrocraft.methods.base import Baseline, baseline, checked
 
 __all__ = ["CISPO"]
 
 
-@peer("cispo")
-class CISPO(Peer):
+@baseline("cispo")
+class CISPO(Baseline):
     """``L = -mean_t sg(min(r, high)) A log pi``: the weight is clipped, the gradient stays.
 
     Source: MiniMax-M1 (arXiv 2506.13585). Done by TRL's `loss_type="cispo"`, whose `epsilon_high`

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import TokenPeer, checked, peer
+from entrocraft.methods.base import TokenBaseline, baseline, checked
 from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["ClipB"]
 
 
-@peer("clip_b")
-class ClipB(TokenPeer):
+@baseline("clip_b")
+class ClipB(TokenBaseline):
     """Clip_B: tokens with A < 0 stay only if ``S - mean S >= -mu std S``, S = p (H + log p).
 
     Mean and standard deviation (population) over the response tokens of the rollout batch. Tokens

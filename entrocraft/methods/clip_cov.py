@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import PPO_LOSSES, TokenPeer, checked, peer
+from entrocraft.methods.base import PPO_LOSSES, TokenBaseline, baseline, checked
 from entrocraft.methods.covariance import token_covariance
 from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["ClipCov"]
 
 
-@peer("clip_cov")
-class ClipCov(TokenPeer):
+@baseline("clip_cov")
+class ClipCov(TokenBaseline):
     """Clip-Cov: of the tokens with lb < cov < ub, a share of the batch loses its gradient.
 
     ``cov_i = (A_i - mean A) (log p_i - mean log p)`` over the response tokens of a micro-batch,

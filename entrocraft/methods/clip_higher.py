@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from entrocraft.methods.base import PPO_LOSSES, Peer, checked, peer
+from entrocraft.methods.base import PPO_LOSSES, Baseline, baseline, checked
 
 __all__ = ["ClipHigher"]
 
 
-@peer("clip_higher")
-class ClipHigher(Peer):
+@baseline("clip_higher")
+class ClipHigher(Baseline):
     """``L = -mean_t min(r A, clip(r, 1 - low, 1 + high) A)`` with high above low.
 
     Source: DAPO (Yu et al., arXiv 2503.14476), low 0.2, high 0.28. Of DAPO this is the clip alone;

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from entrocraft.methods.base import peer
+from entrocraft.methods.base import baseline
 from entrocraft.methods.clip_higher import ClipHigher
 
 __all__ = ["ClipLow"]
 
 
-@peer("clip_low")
+@baseline("clip_low")
 class ClipLow(ClipHigher):
     """PPO's clip with low below high: the lower clip raises entropy, the upper one lowers it.
 

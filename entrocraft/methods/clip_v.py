@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import TokenPeer, checked, peer
+from entrocraft.methods.base import TokenBaseline, baseline, checked
 from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["ClipV"]
 
 
-@peer("clip_v")
-class ClipV(TokenPeer):
+@baseline("clip_v")
+class ClipV(TokenBaseline):
     """Clip_V: tokens with A <= 0 stay only if ``x <= mu std x``, x = N - S.
 
     S = p (H + log p) of the sampled token and N = sum_j p_j^2 (H + log p_j), so that x is the logit

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from entrocraft.methods.base import Peer, peer
+from entrocraft.methods.base import Baseline, baseline
 
 __all__ = ["DrGRPO"]
 
 
-@peer("dr_grpo")
-class DrGRPO(Peer):
+@baseline("dr_grpo")
+class DrGRPO(Baseline):
     """``A = R - mean_group R``; loss summed over tokens and divided by a constant length.
 
     Source: Liu et al., Understanding R1-Zero-like training (arXiv 2503.20783). Done by TRL's

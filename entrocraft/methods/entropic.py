@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import UNCLIPPED, TokenPeer, checked, peer
+from entrocraft.methods.base import UNCLIPPED, TokenBaseline, baseline, checked
 from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["EntroPIC"]
 
 
-@peer("entropic")
-class EntroPIC(TokenPeer):
+@baseline("entropic")
+class EntroPIC(TokenBaseline):
     """EntroPIC as published: successes count more when entropy is too high, failures when too low.
 
     With H the entropy of a micro-batch, e = H - h, p the token's probability::

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
+from entrocraft.methods.base import Reading, RewardBaseline, baseline, checked
+from entrocraft.rollouts import RolloutStats
 from entrocraft.selection.rules import SUCCESS
-from entrocraft.methods.base import Reading, RewardPeer, checked, peer
-from entrocraft.rollouts import RolloutSums
 
 __all__ = ["EntroPICFork"]
 
 
-@peer("entropic_fork")
-class EntroPICFork(RewardPeer):
+@baseline("entropic_fork")
+class EntroPICFork(RewardBaseline):
     """The baseline that the Entrocraft paper calls EntroPIC.
 
     With e = H - h of the whole batch and rewards 1 and -1::
@@ -44,8 +44,8 @@ class EntroPICFork(RewardPeer):
         self._integral = 0.0
         self._alpha = 0.0
 
-    def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        right, wrong = self.successes(sums)
+    def advantages(self, stats: RolloutStats, reading: Reading) -> Tensor:
+        right, wrong = self.successes(stats)
         self._alpha = self._integral + self.kp * reading.error
         self._integral += self.ki * reading.error
         return (1 + self._alpha) * right.double() - (1 - self._alpha) * wrong.double()

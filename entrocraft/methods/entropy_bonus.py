@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from entrocraft.methods.base import Peer, checked, peer
+from entrocraft.methods.base import Baseline, baseline, checked
 
 __all__ = ["EntropyBonus"]
 
 
-@peer("entropy_bonus")
-class EntropyBonus(Peer):
+@baseline("entropy_bonus")
+class EntropyBonus(Baseline):
     """``L = L_policy - c mean_t H_t``, the mean over response tokens, with gradient through H.
 
     Source: as old as policy gradients (Williams & Peng, 1991; A3C, arXiv 1602.01783). Done by TRL's

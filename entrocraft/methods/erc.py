@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import PPO_LOSSES, TokenPeer, checked, peer
+from entrocraft.methods.base import PPO_LOSSES, TokenBaseline, baseline, checked
 from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["ERC"]
@@ -15,8 +15,8 @@ __all__ = ["ERC"]
 _EPSILON = 1e-8
 
 
-@peer("erc")
-class ERC(TokenPeer):
+@baseline("erc")
+class ERC(TokenBaseline):
     """Entropy ratio clipping: a token trains only while ``low < H / H_old < high``.
 
     H is the entropy of the token's position now, H_old that before the batch's first update. The

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from entrocraft.rollouts import RolloutSums
+from entrocraft.rollouts import RolloutStats
 
 if TYPE_CHECKING:
-    from entrocraft.methods.base import Peer
+    from entrocraft.methods.base import Baseline
 
 __all__ = ["groups_of"]
 
 
-def groups_of(owner: Peer, sums: RolloutSums) -> Iterator[Tensor]:
+def groups_of(owner: Baseline, stats: RolloutStats) -> Iterator[Tensor]:
     """Row numbers of every group of rollouts of one prompt.
 
     Raises:
         ValueError: the batch does not say which rollouts belong together.
     """
-    if sums.group is None:
+    if stats.group is None:
         raise ValueError(
             f"the method {owner.name!r} compares the rollouts of a prompt; put RolloutBatch.group "
             "(B,) into the batch"
         )
-    for number in sums.group.unique():
-        yield torch.nonzero(sums.group == number)[:, 0]
+    for number in stats.group.unique():
+        yield torch.nonzero(stats.group == number)[:, 0]

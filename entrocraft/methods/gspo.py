@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from entrocraft.methods.base import Peer, checked, peer
+from entrocraft.methods.base import Baseline, baseline, checked
 
 __all__ = ["GSPO"]
 
 
-@peer("gspo")
-class GSPO(Peer):
+@baseline("gspo")
+class GSPO(Baseline):
     """``s = exp(mean_t log r_t)`` in place of the token ratio, clipped to [1 - low, 1 + high].
 
     Source: Zheng et al., GSPO (arXiv 2507.18071), low 3e-4, high 4e-4, mean over sequences of token

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import UNCLIPPED, TokenPeer, checked, peer
+from entrocraft.methods.base import UNCLIPPED, TokenBaseline, baseline, checked
 from entrocraft.methods.covariance import token_covariance
 from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["KLCov"]
 
 
-@peer("kl_cov")
-class KLCov(TokenPeer):
+@baseline("kl_cov")
+class KLCov(TokenBaseline):
     """KL-Cov: ``L_t = -A r + beta |log p - log p_old|`` on the tokens of highest covariance.
 
     ``max(1, int(ratio * tokens))`` of them by `token_covariance`; elsewhere ``-A r``. Nothing is

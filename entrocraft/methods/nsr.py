@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from entrocraft.methods.base import Reading, RewardPeer, peer, without_the_rest
-from entrocraft.rollouts import RolloutSums
+from entrocraft.methods.base import Reading, RewardBaseline, baseline, without_the_rest
+from entrocraft.rollouts import RolloutStats
 
 __all__ = ["NSR"]
 
 
-@peer("nsr")
-class NSR(RewardPeer):
+@baseline("nsr")
+class NSR(RewardBaseline):
     """Negative sample reinforcement: ``A = R - 1`` with rewards 0 and 1; successes are dropped.
 
     Source: Zhu et al., The Surprising Effectiveness of Negative Reinforcement (arXiv 2506.01347);
@@ -23,6 +23,6 @@ class NSR(RewardPeer):
         success: smallest reward of a success.
     """
 
-    def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        _, wrong = self.successes(sums)
-        return without_the_rest(-wrong.double(), sums)
+    def advantages(self, stats: RolloutStats, reading: Reading) -> Tensor:
+        _, wrong = self.successes(stats)
+        return without_the_rest(-wrong.double(), stats)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from entrocraft.methods.base import Reading, RewardPeer, peer, without_the_rest
-from entrocraft.rollouts import RolloutSums
+from entrocraft.methods.base import Reading, RewardBaseline, baseline, without_the_rest
+from entrocraft.rollouts import RolloutStats
 
 __all__ = ["PSR"]
 
 
-@peer("psr")
-class PSR(RewardPeer):
+@baseline("psr")
+class PSR(RewardBaseline):
     """Positive sample reinforcement: ``A = R`` with rewards 0 and 1; failures are dropped.
 
     Source: Zhu et al., The Surprising Effectiveness of Negative Reinforcement (arXiv 2506.01347);
@@ -22,6 +22,6 @@ class PSR(RewardPeer):
         success: smallest reward of a success.
     """
 
-    def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        right, _ = self.successes(sums)
-        return without_the_rest(right.double(), sums)
+    def advantages(self, stats: RolloutStats, reading: Reading) -> Tensor:
+        right, _ = self.successes(stats)
+        return without_the_rest(right.double(), stats)

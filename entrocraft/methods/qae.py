@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import Peer, Reading, checked, peer, required_rewards
+from entrocraft.methods.base import Baseline, Reading, baseline, checked, required_rewards
 from entrocraft.methods.groups import groups_of
-from entrocraft.rollouts import RolloutSums
+from entrocraft.rollouts import RolloutStats
 
 __all__ = ["QAE"]
 
 _EPSILON = 1e-6
 
 
-@peer("qae")
-class QAE(Peer):
+@baseline("qae")
+class QAE(Baseline):
     """``A = (R - b) / (std + eps)``, b the K-quantile of the group's rewards.
 
     The quantile is the smallest reward that at least a share K of the group does not exceed. With
@@ -38,10 +38,10 @@ class QAE(Peer):
         super().__init__(schedule)
         self.quantile = checked(self, "quantile", quantile, high=1, above=0)
 
-    def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        rewards = required_rewards(self, sums)
-        advantages = torch.zeros_like(sums.advantages)
-        for group in groups_of(self, sums):
+    def advantages(self, stats: RolloutStats, reading: Reading) -> Tensor:
+        rewards = required_rewards(self, stats)
+        advantages = torch.zeros_like(stats.advantages)
+        for group in groups_of(self, stats):
             rows = group[~rewards[group].isnan()]
             if len(rows) < 2:
                 continue

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from entrocraft.methods.base import Reading, RewardPeer, peer
-from entrocraft.rollouts import RolloutSums
+from entrocraft.methods.base import Reading, RewardBaseline, baseline
+from entrocraft.rollouts import RolloutStats
 
 __all__ = ["RAFT"]
 
 
-@peer("raft++")
-class RAFT(RewardPeer):
+@baseline("raft++")
+class RAFT(RewardBaseline):
     """RAFT++: ``A = max(R, 0)`` with R = 1 for a success and -1 for a failure; no baseline.
 
     The trainer's importance ratio and clip are what "++" stands for.
@@ -23,6 +23,6 @@ class RAFT(RewardPeer):
         success: smallest reward of a success.
     """
 
-    def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        right, _ = self.successes(sums)
+    def advantages(self, stats: RolloutStats, reading: Reading) -> Tensor:
+        right, _ = self.successes(stats)
         return right.double()

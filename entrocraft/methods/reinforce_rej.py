@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import Reading, RewardPeer, peer
+from entrocraft.methods.base import Reading, RewardBaseline, baseline
 from entrocraft.methods.groups import groups_of
-from entrocraft.rollouts import RolloutSums
+from entrocraft.rollouts import RolloutStats
 
 __all__ = ["ReinforceRej"]
 
 
-@peer("reinforce_rej")
-class ReinforceRej(RewardPeer):
+@baseline("reinforce_rej")
+class ReinforceRej(RewardBaseline):
     """``A = R`` (1 or -1), 0 in groups whose rollouts all succeeded or all failed.
 
     Source: Xiong et al., A Minimalist Approach to LLM Reasoning (arXiv 2504.11343); repository
@@ -23,10 +23,10 @@ class ReinforceRej(RewardPeer):
         success: smallest reward of a success.
     """
 
-    def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        right, wrong = self.successes(sums)
+    def advantages(self, stats: RolloutStats, reading: Reading) -> Tensor:
+        right, wrong = self.successes(stats)
         raw = right.double() - wrong.double()
         mixed = torch.zeros_like(right)
-        for rows in groups_of(self, sums):
+        for rows in groups_of(self, stats):
             mixed[rows] = bool(right[rows].any()) and bool(wrong[rows].any())
         return torch.where(mixed, raw, 0.0)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from entrocraft.methods.base import Peer, checked, peer
+from entrocraft.methods.base import Baseline, baseline, checked
 
 __all__ = ["SAPO"]
 
 
-@peer("sapo")
-class SAPO(Peer):
+@baseline("sapo")
+class SAPO(Baseline):
     """``L = -mean_t sigmoid(tau (r - 1)) 4 / tau A``, tau by the sign of A.
 
     Source: SAPO (arXiv 2511.20347) in TRL's words: `loss_type="sapo"` with `sapo_temperature_pos`

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import PPO_LOSSES, TokenPeer, checked, peer
+from entrocraft.methods.base import PPO_LOSSES, TokenBaseline, baseline, checked
 from entrocraft.rollouts.tokens import TokenBatch
 
 __all__ = ["STEER"]
@@ -17,8 +17,8 @@ _EPSILON = 1e-8
 _LEAST_RANGE = 0.02
 
 
-@peer("steer")
-class STEER(TokenPeer):
+@baseline("steer")
+class STEER(TokenBaseline):
     """STEER: each token's advantage times a weight that falls with its estimated entropy change.
 
     ``change = |A / p_old * p (1 - p) (log p + H)|`` (p clamped to [1e-8, 1 - 1e-8]); over the

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
+from entrocraft.methods.base import Reading, RewardBaseline, baseline, checked
+from entrocraft.rollouts import RolloutStats
 from entrocraft.selection.rules import SUCCESS
-from entrocraft.methods.base import Reading, RewardPeer, checked, peer
-from entrocraft.rollouts import RolloutSums
 
 __all__ = ["WeightedReinforce"]
 
 
-@peer("w_reinforce")
-class WeightedReinforce(RewardPeer):
+@baseline("w_reinforce")
+class WeightedReinforce(RewardBaseline):
     """W-REINFORCE: ``A = weight`` for a success and -1 for a failure.
 
     Source: Zhu et al., The Surprising Effectiveness of Negative Reinforcement (arXiv 2506.01347),
@@ -33,6 +33,6 @@ class WeightedReinforce(RewardPeer):
         super().__init__(schedule, success=success)
         self.weight = checked(self, "weight", weight, 0)
 
-    def advantages(self, sums: RolloutSums, reading: Reading) -> Tensor:
-        right, wrong = self.successes(sums)
+    def advantages(self, stats: RolloutStats, reading: Reading) -> Tensor:
+        right, wrong = self.successes(stats)
         return self.weight * right.double() - wrong.double()

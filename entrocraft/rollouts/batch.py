@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-__all__ = ["RolloutBatch", "RolloutSums"]
+__all__ = ["RolloutBatch", "RolloutStats"]
 
 _ALIKE = 1e-6
 # the last digits of a mean in 32 bits, as they are and divided by the 1e-4 that stands in for no
@@ -17,8 +17,8 @@ _ROUNDING, _MAGNIFIED = 4e-6, 5e-3
 
 
 @dataclass(frozen=True)
-class RolloutSums:
-    """Per-rollout sums over response tokens: all that a decision needs and ranks exchange.
+class RolloutStats:
+    """Per-rollout stats over response tokens: all that a decision needs and ranks exchange.
 
     Every tensor is (B,) float64 except `group` ((B,) int64). `sensitivity` is None unless the
     effect level needs token sensitivities. `token_weight` is what the loss puts on each token of a
@@ -51,12 +51,12 @@ class RolloutSums:
         return float(self.tokens.sum())
 
     @property
-    def votes(self) -> Tensor:
+    def active(self) -> Tensor:
         """(B,) bool: rollouts that a decision counts, with tokens and an advantage other than 0."""
         return (self.advantages != 0) & (self.tokens > 0)
 
     @property
-    def alike(self) -> Tensor:
+    def constant_reward(self) -> Tensor:
         """(B,) bool: rollouts whose whole group has one reward; none if rewards are not known."""
         if self.rewards is None or self.group is None:
             return torch.zeros(len(self), dtype=torch.bool)
@@ -72,7 +72,7 @@ class RolloutSums:
         close = high - low <= _ALIKE * torch.maximum(high.abs(), low.abs())
         return (close & torch.isfinite(high) & torch.isfinite(low))[index]
 
-    def settled(self) -> RolloutSums:
+    def without_rounding_noise(self) -> RolloutStats:
         """Put advantages that are nothing but rounding back to the 0 that they stand for.
 
         In a group that was rewarded alike, with 0.1 for example, the mean can differ from its
@@ -80,7 +80,7 @@ class RolloutSums:
         deviation: it would count as a vote. Advantages of such groups that are real, such as raw
         rewards, are larger and stay.
         """
-        alike = self.alike
+        alike = self.constant_reward
         if self.rewards is None or not bool(alike.any()):
             return self
         size = self.rewards.nan_to_num().abs()
@@ -152,7 +152,7 @@ class RolloutBatch:
     optimizer_steps: float = 1
     momentum: float | None = None
 
-    def sums(self) -> RolloutSums:
+    def stats(self) -> RolloutStats:
         """Check the batch and add its tokens up, in float64 on the CPU.
 
         Raises:
@@ -182,7 +182,7 @@ class RolloutBatch:
         sensitivity = None
         if self.sensitivity is not None:
             sensitivity = _masked_sum("sensitivity", self.sensitivity, mask)
-        return RolloutSums(
+        return RolloutStats(
             advantages=advantages,
             tokens=mask.sum(-1).double(),
             logprob=logprob,
@@ -193,7 +193,7 @@ class RolloutBatch:
             token_weight=None
             if self.token_weight is None
             else _finite_rows("token_weight", self.token_weight),
-        ).settled()
+        ).without_rounding_noise()
 
     def _check_shapes(self) -> None:
         if self.mask.ndim != 2:

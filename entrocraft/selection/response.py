@@ -7,23 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from entrocraft.selection.rules import SUCCESS, Ballot, Rule, Verdict
-from entrocraft.selection.sampling import Drawing
-from entrocraft.rollouts import RolloutSums
+from entrocraft.rollouts import RolloutStats
+from entrocraft.selection.rules import SUCCESS, Rule, RuleInput, Selection
+from entrocraft.selection.sampling import Sampling
 
-__all__ = ["Offer", "uniform_groups"]
+__all__ = ["Response", "constant_reward_groups"]
 
 
 @dataclass(frozen=True)
-class Offer:
+class Response:
     """What a rule can choose from in one batch, and what each choice is predicted to do.
 
     `unit` (B,): effect of an advantage of 1 over all steps of the batch; `spare` (B,) bool.
     """
 
     rule: Rule
-    ballot: Ballot
-    drawing: Drawing
+    ballot: RuleInput
+    drawing: Sampling
     unit: Tensor
     tokens: Tensor
     spare: Tensor
@@ -36,39 +36,39 @@ class Offer:
     @property
     def size(self) -> float:
         """Sum of the absolute effects over all steps of the batch."""
-        verdict, votes = self.judge(0.0)
+        verdict, votes = self.select(0.0)
         return float((self.unit * verdict.advantages)[votes].abs().sum())
 
-    def judge(self, pressure: float) -> tuple[Verdict, Tensor]:
-        """Verdict, and the rollouts (B,) bool that carry a vote in it."""
-        verdict = self.rule.judge(self.ballot, pressure)
+    def select(self, pressure: float) -> tuple[Selection, Tensor]:
+        """Selection, and the rollouts (B,) bool that carry a vote in it."""
+        verdict = self.rule.select(self.ballot, pressure)
         return verdict, (verdict.advantages != 0) & (self.tokens > 0)
 
-    def kept(self, verdict: Verdict, weights: Tensor) -> Tensor:
+    def kept(self, verdict: Selection, weights: Tensor) -> Tensor:
         """(2, B) effects of the weighted advantages: of the positive ones, of the negative ones."""
         trained = verdict.advantages * weights
         return torch.stack([self.unit * trained.clamp(min=0), self.unit * trained.clamp(max=0)])
 
     def reach(self, pressure: float) -> tuple[float, float]:
-        """Expected sums of the kept effects under a pressure, by sign of the advantage."""
-        verdict, votes = self.judge(pressure)
+        """Expected stats of the kept effects under a pressure, by sign of the advantage."""
+        verdict, votes = self.select(pressure)
         weights = self.drawing.expected(verdict.probabilities, votes, self.tokens, self.spare)
         positive, negative = self.kept(verdict, weights).sum(1).tolist()
         return positive, negative
 
 
-def uniform_groups(sums: RolloutSums) -> Tensor:
+def constant_reward_groups(stats: RolloutStats) -> Tensor:
     """Raw rewards, +1 or -1, of rollouts whose whole group was rewarded alike; 0 elsewhere: (B,).
 
     Raises:
         ValueError: the batch has no rewards or no groups.
     """
-    if sums.rewards is None or sums.group is None:
+    if stats.rewards is None or stats.group is None:
         raise ValueError(
-            "uniform_groups trains on raw rewards of whole groups; put RolloutBatch.rewards (B,) "
-            "and RolloutBatch.group (B,) into the batch, or leave uniform_groups off"
+            "constant_reward_groups trains on raw rewards of whole groups; put RolloutBatch.rewards (B,) "
+            "and RolloutBatch.group (B,) into the batch, or leave constant_reward_groups off"
         )
-    uniform = sums.alike & torch.isfinite(sums.rewards)
-    silent = (sums.advantages == 0) & (sums.tokens > 0)
-    raw = torch.where(sums.rewards >= SUCCESS, 1.0, -1.0).double()
+    uniform = stats.constant_reward & torch.isfinite(stats.rewards)
+    silent = (stats.advantages == 0) & (stats.tokens > 0)
+    raw = torch.where(stats.rewards >= SUCCESS, 1.0, -1.0).double()
     return torch.where(uniform & silent, raw, torch.zeros_like(raw))

@@ -16,12 +16,12 @@ from torch import Tensor
 __all__ = [
     "RULES",
     "SUCCESS",
-    "Ballot",
     "Rule",
+    "RuleInput",
+    "Selection",
     "Sign",
     "Switch",
     "Tilt",
-    "Verdict",
     "get_rule",
     "solve_tilt",
     "tilt",
@@ -33,7 +33,7 @@ SUCCESS = 0.5
 
 
 @dataclass(frozen=True)
-class Ballot:
+class RuleInput:
     """What a rule may look at. All tensors are (B,) float64.
 
     `effects`: predicted entropy change of each rollout; `scale`: slow average of their mean size,
@@ -49,7 +49,7 @@ class Ballot:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Selection:
     """Keep probabilities (B,) in [0, 1], and the advantages (B,) that the kept rollouts carry."""
 
     probabilities: Tensor
@@ -70,11 +70,11 @@ class Rule(Protocol):
         ...
 
     @property
-    def relay(self) -> bool:
+    def deadband(self) -> bool:
         """Whether it wants a pressure of -1, 0 or 1 from a band."""
         ...
 
-    def judge(self, ballot: Ballot, pressure: float) -> Verdict:
+    def select(self, ballot: RuleInput, pressure: float) -> Selection:
         """Return keep probabilities and advantages for this pressure."""
         ...
 
@@ -141,13 +141,13 @@ class Tilt:
     floor: float = 0.02
     name: str = "tilt"
     effect: str = "logit"
-    relay: bool = False
+    deadband: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor must be a probability in [0, 1), got {self.floor}")
 
-    def judge(self, ballot: Ballot, pressure: float) -> Verdict:
+    def select(self, ballot: RuleInput, pressure: float) -> Selection:
         """Tilt by the pressure in units of the effects' usual size."""
         if ballot.scale > 0 and pressure != 0:
             # dividing the effects, not the pressure: neither tiny nor huge effects overflow
@@ -156,10 +156,10 @@ class Tilt:
         else:
             sizes, probabilities = ballot.effects, torch.ones_like(ballot.effects)
         if ballot.spare is None:
-            return Verdict(probabilities, ballot.advantages)
+            return Selection(probabilities, ballot.advantages)
         admitted = 1 - tilt(sizes, -pressure) if pressure != 0 else torch.zeros_like(sizes)
         is_spare = ballot.spare != 0
-        return Verdict(
+        return Selection(
             torch.where(is_spare, admitted, probabilities),
             torch.where(is_spare, ballot.spare, ballot.advantages),
         )
@@ -169,18 +169,18 @@ class Tilt:
 class Sign:
     """Algorithm 1 of the Entrocraft paper (arXiv 2604.26326): keep rollout j iff ``m A_j >= 0``.
 
-    ``m`` is +1 above the band, -1 below it, 0 inside: the negative of the relay's pressure.
+    ``m`` is +1 above the band, -1 below it, 0 inside: the negative of the deadband's pressure.
     Rollouts with an advantage of 0 are always kept.
     """
 
     name: str = "sign"
     effect: str = "sign"
-    relay: bool = True
+    deadband: bool = True
 
-    def judge(self, ballot: Ballot, pressure: float) -> Verdict:
+    def select(self, ballot: RuleInput, pressure: float) -> Selection:
         """Reject every rollout whose advantage has the unwanted sign."""
         keep = -pressure * ballot.advantages >= 0
-        return Verdict(keep.double(), ballot.advantages)
+        return Selection(keep.double(), ballot.advantages)
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,9 @@ class Switch:
     success: float = SUCCESS
     name: str = "switch"
     effect: str = "sign"
-    relay: bool = True
+    deadband: bool = True
 
-    def judge(self, ballot: Ballot, pressure: float) -> Verdict:
+    def select(self, ballot: RuleInput, pressure: float) -> Selection:
         """Swap the advantages for raw rewards and keep the sign that the pressure asks for."""
         if ballot.rewards is None:
             raise ValueError(
@@ -206,10 +206,10 @@ class Switch:
                 "(B,) into the batch, or choose rule='tilt' or rule='sign'"
             )
         if pressure == 0:
-            return Verdict(torch.ones_like(ballot.advantages), ballot.advantages)
+            return Selection(torch.ones_like(ballot.advantages), ballot.advantages)
         raw = torch.where(ballot.rewards >= self.success, 1.0, -1.0).double()
         raw = torch.where(torch.isnan(ballot.rewards), torch.zeros_like(raw), raw)
-        return Verdict((-pressure * raw >= 0).double(), raw)
+        return Selection((-pressure * raw >= 0).double(), raw)
 
 
 RULES: dict[str, Callable[[], Rule]] = {"tilt": Tilt, "sign": Sign, "switch": Switch}

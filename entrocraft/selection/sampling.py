@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Drawing", "systematic_draw"]
+__all__ = ["Sampling", "systematic_draw"]
 
 _LARGEST_WEIGHT = 10.0
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Sampling:
     """How keep probabilities become weights.
 
     Args:
@@ -129,7 +129,7 @@ class Drawing:
 def systematic_draw(probabilities: Tensor, uniform: float, order: Tensor | None = None) -> Tensor:
     """Keep or reject with the given probabilities, by systematic sampling: (B,) bool.
 
-    One uniform number in [0, 1) places a comb of unit distance over the cumulative sums, so that
+    One uniform number in [0, 1) places a comb of unit distance over the cumulative stats, so that
     each rollout is kept with its own probability and the number kept differs from its expectation
     by less than one. Along `order` (a permutation) every stretch is balanced in the same way.
     """

@@ -12,19 +12,18 @@ from accelerate.utils import broadcast, gather
 from torch import Tensor
 
 from entrocraft import schedules
-from entrocraft.selection.rules import RULES
 from entrocraft.controller import EntropyController
 from entrocraft.method import Decision, EntropyControlWarning, EntropyMethod
 from entrocraft.methods import METHODS, get_method
-from entrocraft.lab.dynamics.optimizer import StepResponse, optimizer_momentum
-from entrocraft.rollouts import RolloutBatch, RolloutSums
+from entrocraft.rollouts import RolloutBatch, RolloutStats
+from entrocraft.selection.rules import RULES
 from entrocraft.trl.checkpoint import EntropyControlState
 from entrocraft.trl.extra import join_extra_rollouts
-from entrocraft.lab.dynamics.trl_gradient import GradientReader
-from entrocraft.trl.rescoring import Odometer
-from entrocraft.trl.options import apply_settings, check_loss, with_options
 from entrocraft.trl.head import has_dropout
-from entrocraft.trl.signals import SignalRecorder, Signals
+from entrocraft.trl.optimizer import optimizer_momentum
+from entrocraft.trl.options import apply_settings, check_loss, with_options
+from entrocraft.trl.rescoring import Odometer
+from entrocraft.trl.signals import SignalRecorder
 from entrocraft.trl.tokens import TokenHook
 
 _T = TypeVar("_T")
@@ -52,9 +51,7 @@ class EntropyControlMixin(_Trainer):
     Args:
         entropy_control: a schedule (text or callable), an `EntropyController`, the name of a peer
             ("clip_cov", see `entrocraft.methods`), any other entropy method, or None: then the
-            trainer is TRL's, bit for bit. Methods remember; give each trainer one of its own. One
-            with the effect level "gradient" may have an attribute `refresh`: the number of
-            decisions that share one direction in parameter space (1).
+            trainer is TRL's, bit for bit. Methods remember; give each trainer one of its own.
 
     Attributes:
         entropy_control: the method, or None.
@@ -85,12 +82,9 @@ class EntropyControlMixin(_Trainer):
         _warn_of_memory(entropy_control)
         _warn_of_one_update(self, entropy_control)
         self.entropy_control = entropy_control
-        effect = entropy_control.effect
-        self._gradient: GradientReader | None = None
-        if effect == "gradient":
-            self._gradient = GradientReader(self, getattr(entropy_control, "refresh", 1))
-            effect = None  # the recorder has no sensitivities to tap then
-        self._signals = SignalRecorder(self.temperature, effect, has_dropout(self.model))
+        self._signals = SignalRecorder(
+            self.temperature, entropy_control.effect, has_dropout(self.model)
+        )
         self._rollout_rewards: Tensor | None = None
         self._odometer: Odometer | None = None
         if getattr(entropy_control, "remeasure", False):
@@ -165,15 +159,13 @@ class EntropyControlMixin(_Trainer):
         if output.get("tool_mask") is not None:
             mask = mask & output["tool_mask"].bool()
         signals = self._signals.heard(output) or self._signals.ask(self, output)
-        sensitivity, response = signals.sensitivity, None
+        sensitivity = signals.sensitivity
         if (ratio := output.get("importance_sampling_ratio")) is not None:
             # of vLLM's policy to ours, (B, T) or (B, 1): the loss multiplies tokens by it, and
             # leaves out by 0 what lies too far off
             trained = (mask & (ratio != 0)).any(1)
             advantages = torch.where(trained, advantages, 0.0)
             sensitivity = None if sensitivity is None else sensitivity * ratio
-        if self._gradient is not None:
-            sensitivity, response = self._differentiate(self._gradient, output, mask, signals)
         args = self.args
         micro_batches = args.steps_per_generation * self.num_iterations
         optimizer_steps = micro_batches / args.gradient_accumulation_steps
@@ -185,19 +177,18 @@ class EntropyControlMixin(_Trainer):
             entropies=signals.entropies,
             sensitivity=sensitivity,
         )
-        sums = self._gather(self._together(local.sums))
-        if sums.total_tokens == 0:
+        stats = self._gather(self._together(local.stats))
+        if stats.total_tokens == 0:
             # every completion was cut short and masked: nothing to measure, nothing to train on;
             # token-level methods leave a batch alone that carries no mark of theirs
-            self._log_kept([True] * len(sums))
+            self._log_kept([True] * len(stats))
             return
         assert self.entropy_control is not None
         decision = self.entropy_control.decide(
-            sums,
+            stats,
             step=self.state.global_step,
             optimizer_steps=optimizer_steps,
-            drift=None if response is None else response.underway,
-            momentum=optimizer_momentum(self.optimizer) if response is None else response.momentum,
+            momentum=optimizer_momentum(self.optimizer),
         )
         ready = decision.advantages.to(advantages.device, advantages.dtype)
         if self.accelerator.num_processes > 1:
@@ -213,14 +204,6 @@ class EntropyControlMixin(_Trainer):
         for name, value in decision.metrics.items():
             self._metrics["train"][name].append(value)
         self._log_kept([bool(weight) for weight in decision.weights])
-
-    def _differentiate(
-        self, reader: GradientReader, output: dict[str, Any], mask: Tensor, signals: Signals
-    ) -> tuple[Tensor, StepResponse]:
-        """Token sensitivities through shared parameters, and what the optimizer makes of them."""
-        self._together(lambda: reader.check(self, output))
-        passes = self._together(lambda: reader.passes(self, output, mask, signals))
-        return reader.read(self, passes)
 
     def _together(self, compute: Callable[[], _T]) -> _T:
         """Return `compute()`; a batch that makes no sense on one rank stops all of them."""
@@ -238,8 +221,8 @@ class EntropyControlMixin(_Trainer):
             raise error
         return result
 
-    def _gather(self, local: RolloutSums) -> RolloutSums:
-        """All ranks' sums, in TRL's global order: rank by rank, groups contiguous."""
+    def _gather(self, local: RolloutStats) -> RolloutStats:
+        """All ranks' stats, in TRL's global order: rank by rank, groups contiguous."""
         names = ["advantages", "tokens", "logprob", "entropy"]
         if local.sensitivity is not None:
             names.append("sensitivity")
@@ -254,13 +237,13 @@ class EntropyControlMixin(_Trainer):
         gathered = {name: columns[:, index] for index, name in enumerate(names)}
         loss = getattr(self, "loss_type", None)  # RLOO has none, and averages over rollouts
         weighted = loss in _MEAN_OF_ROLLOUTS
-        return RolloutSums(
+        return RolloutStats(
             **gathered,
             rewards=None if rewards is None else rewards.detach().cpu().double(),
             group=rows // self.num_generations,
             token_weight=1 / gathered["tokens"].clamp(min=1) if weighted else None,
             by_rollout=loss is None or loss in _OVER_ROLLOUTS,
-        ).settled()
+        ).without_rounding_noise()
 
     def _log_kept(self, kept: list[bool | None]) -> None:
         """Fill the column `kept` of the completions table, row by row like TRL's own columns."""

@@ -10,7 +10,7 @@ from accelerate.utils import gather
 from torch import Tensor
 from transformers import TrainerCallback
 
-from entrocraft.post_update import change_sums, tell_change
+from entrocraft.post_update import change_sums, report_change
 from entrocraft.trl.signals import SignalRecorder, Signals
 
 __all__ = ["Odometer"]
@@ -56,7 +56,7 @@ class Odometer(TrainerCallback):
         self._departure = None
         trainer = self._trainer
         after = self._recorder.ask(trainer, start.output, sensitivity=False)
-        sums = change_sums(
+        stats = change_sums(
             start.mask,
             start.signals.logprobs,
             after.logprobs,
@@ -64,12 +64,12 @@ class Odometer(TrainerCallback):
             after.entropies,
         )
         trained = start.output["advantages"].detach().cpu().double()
-        sums = torch.cat([sums, trained[:, None]], dim=1)
+        stats = torch.cat([stats, trained[:, None]], dim=1)
         if trainer.accelerator.num_processes > 1:
             device = trainer.accelerator.device
-            sums = gather((sums.float() if device.type == "mps" else sums).to(device)).cpu()
-        sums, trained = sums[:, :4], sums[:, 4]
-        group = torch.arange(len(sums)) // trainer.num_generations
-        metrics = tell_change(trainer.entropy_control, sums, trained, group)
+            stats = gather((stats.float() if device.type == "mps" else stats).to(device)).cpu()
+        stats, trained = stats[:, :4], stats[:, 4]
+        group = torch.arange(len(stats)) // trainer.num_generations
+        metrics = report_change(trainer.entropy_control, stats, trained, group)
         for name, value in metrics.items():
             trainer._metrics["train"][name].append(value)

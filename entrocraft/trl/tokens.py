@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from entrocraft.rollouts.tokens import TokenBatch
-from entrocraft.trl.options import apply_settings
 from entrocraft.trl.head import finish_logits, inner_model
+from entrocraft.trl.options import apply_settings
 from entrocraft.trl.signals import Signals
 
 __all__ = ["TokenHook"]

@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from entrocraft.settings import ControlConfig
-from entrocraft.method import EntropyMethod
-from entrocraft.methods import Peer
 from entrocraft.lab.parsing import config_from_mapping
+from entrocraft.method import EntropyMethod
+from entrocraft.methods import Baseline
+from entrocraft.settings import ControlConfig
 
 __all__ = ["SECTION", "method_of"]
 
@@ -49,19 +49,14 @@ def _check(method: EntropyMethod) -> None:
     Raises:
         ValueError: says what verl has instead.
     """
-    if method.effect == "gradient":
-        raise ValueError(
-            "effect 'gradient' differentiates the model beside the trainer, which verl's workers "
-            "do not offer; use effect 'logit', 'sampled' or 'sign'"
-        )
-    if not isinstance(method, Peer):
+    if not isinstance(method, Baseline):
         return
     own = type(method)
     if (
         method.trainer_options
         or getattr(method, "scope", "batch") == "update"
         or hasattr(method, "bonus_entropy")
-        or own.extra is not Peer.extra
+        or own.extra is not Baseline.extra
     ):
         raise ValueError(
             f"the method {method.name!r} works inside the trainer's loss or on its options; on "

@@ -19,10 +19,10 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from entrocraft.effects import TOKEN_LEVELS
 from entrocraft.method import Decision, EntropyMethod
-from entrocraft.post_update import change_sums, tell_change
+from entrocraft.post_update import change_sums, report_change
 from entrocraft.rollouts.tokens import TokenBatch
-from entrocraft.verl.engine import FLAG, SENSITIVITY
 from entrocraft.verl.checkpoint import checkpoint_folder, read_memory, write_memory
+from entrocraft.verl.engine import FLAG, SENSITIVITY
 from entrocraft.verl.plugin import SUPPORTED, trainer_name
 from entrocraft.verl.settings import method_of
 from entrocraft.verl.trajectories import Rows, Trajectories
@@ -206,16 +206,16 @@ class EntropyControlMixin(_Trainer):
         if not bool(rows.mask[rollouts.real].any()):
             return batch  # nothing to measure, nothing to train on
         if self._prompts_own_baseline(rollouts):
-            rollouts = rollouts.settled()
+            rollouts = rollouts.without_rounding_noise()
             rows = rollouts.rows
-        sums = rollouts.sums()
+        stats = rollouts.stats()
         decision = self.entropy_control.decide(
-            sums,
+            stats,
             step=round(self._optimizer_steps),
             optimizer_steps=self._steps_of(batch),
             momentum=self._momentum(),
         )
-        advantages = rollouts.advantages(sums, decision)
+        advantages = rollouts.advantages(stats, decision)
         advantages = self._reweighed(rows, advantages)
         fields = TensorDict(
             {"advantages": response_to_nested(advantages, nested_mask)}, batch_size=len(batch)
@@ -322,7 +322,7 @@ class EntropyControlMixin(_Trainer):
             rows, real = rollouts.rows, rollouts.real
             after = self._measure(batch)
             assert rows.entropies is not None
-            sums = change_sums(
+            stats = change_sums(
                 rows.mask[real],
                 rows.logprobs[real],
                 after["logprobs"][real],
@@ -330,7 +330,7 @@ class EntropyControlMixin(_Trainer):
                 after["entropies"][real],
             )
             metrics.update(
-                tell_change(self.entropy_control, rollouts.total(sums), trained, rollouts.group)
+                report_change(self.entropy_control, rollouts.total(stats), trained, rollouts.group)
             )
         return batch
 

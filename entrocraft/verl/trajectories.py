@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from entrocraft.method import Decision
-from entrocraft.rollouts import RolloutSums
+from entrocraft.rollouts import RolloutStats
 
 __all__ = ["Rows", "Trajectories"]
 
@@ -90,7 +90,7 @@ class Trajectories:
         """(R,) bool: rows that belong to a rollout."""
         return self.rollout >= 0
 
-    def settled(self) -> Trajectories:
+    def without_rounding_noise(self) -> Trajectories:
         """Put advantages of prompts whose rollouts were rewarded alike to 0.
 
         That is what they are where the estimator takes its baseline from the prompt's rollouts, but
@@ -100,12 +100,12 @@ class Trajectories:
         """
         several = torch.bincount(self.group)[self.group] > 1
         zero = torch.zeros(len(self.rows.keys), dtype=torch.bool)
-        zero[self.real] = (self.sums().alike & several)[self.rollout[self.real]]
+        zero[self.real] = (self.stats().constant_reward & several)[self.rollout[self.real]]
         settled = self.rows.advantages.masked_fill(zero[:, None], 0.0)
         return Trajectories(replace(self.rows, advantages=settled))
 
-    def sums(self) -> RolloutSums:
-        """Per-rollout sums for a decision, over all rows of each.
+    def stats(self) -> RolloutStats:
+        """Per-rollout stats for a decision, over all rows of each.
 
         Advantages that differ from token to token (GAE) enter as one number, their root mean square
         with the sign of their mean; what the effect levels add up then makes up for the difference,
@@ -135,7 +135,7 @@ class Trajectories:
         logprob = self._added("logprobs", rows.logprobs)
         differ = not bool(alike.all())
         ones = torch.ones_like(rows.advantages)
-        return RolloutSums(
+        return RolloutStats(
             advantages=advantages,
             tokens=tokens,
             logprob=logprob,
@@ -192,14 +192,14 @@ class Trajectories:
         owner = self.rollout[self.real]
         return torch.zeros(shape, dtype=torch.float64).index_add_(0, owner, values.double())
 
-    def advantages(self, sums: RolloutSums, decision: Decision) -> Tensor:
+    def advantages(self, stats: RolloutStats, decision: Decision) -> Tensor:
         """(R, T) advantages to train on.
 
         Weights multiply the tokens' own advantages; where a method puts other advantages in place
         of the estimator's, every token of the rollout gets its rollout's.
         """
         rows = self.rows
-        weighted = torch.allclose(decision.advantages, sums.advantages * decision.weights)
+        weighted = torch.allclose(decision.advantages, stats.advantages * decision.weights)
         given = decision.weights if weighted else decision.advantages
         by_row = torch.zeros(len(rows.keys), dtype=torch.float64)
         by_row[self.real] = given[self.rollout[self.real]]

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from entrocraft.selection.rules import Ballot, get_rule
 from entrocraft.lab.dynamics.bench import Bench
+from entrocraft.selection.rules import RuleInput, get_rule
 
 __all__ = ["RULES", "count_updates", "try_rules"]
 
@@ -96,8 +96,8 @@ def _choose(
         return bench.advantages.new_ones(len(bench.advantages)), bench.advantages
     effects = bench.effects(level, reading)
     scale = float(effects.abs().mean())
-    ballot = Ballot(
-        advantages=bench.sums.advantages, effects=effects, scale=scale, rewards=bench.sums.rewards
+    ballot = RuleInput(
+        advantages=bench.stats.advantages, effects=effects, scale=scale, rewards=bench.stats.rewards
     )
-    verdict = get_rule(name).judge(ballot, pressure)
+    verdict = get_rule(name).select(ballot, pressure)
     return verdict.probabilities.to(bench.advantages), verdict.advantages.to(bench.advantages)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import split_tensor_dict
 
-from entrocraft.lab.dynamics.anchor import step_direction
-from entrocraft.lab.dynamics.theorem import output_space_baseline
 from entrocraft.effects import rollout_effects, token_statistics
+from entrocraft.lab.dynamics.anchor import step_direction
 from entrocraft.lab.dynamics.gradient import GradientEffect, GradientReading, PolicyBatch
-from entrocraft.rollouts import RolloutSums
+from entrocraft.lab.dynamics.theorem import output_space_baseline
 from entrocraft.lab.dynamics.trl_gradient import loss_coefficients
+from entrocraft.rollouts import RolloutStats
 from entrocraft.trl.head import TokenPolicy, finish_logits
 from entrocraft.trl.signals import Signals
 
@@ -39,7 +39,7 @@ class Bench:
         mask: (B, T) bool, response tokens.
         logprob, opposition, baseline: (B, T) of the sampled tokens: log p_k, S_k - M and the
             output-space baseline, zero outside the mask.
-        sums: the batch as the acceptance rules see it.
+        stats: the batch as the acceptance rules see it.
     """
 
     def __init__(self, trainer: Any, seed: int) -> None:
@@ -56,7 +56,7 @@ class Bench:
         self.logprob, entropy, self.opposition, self.baseline = self._read_tokens()
         signals = Signals(self.logprob, entropy, None)
         self._coefficients = loss_coefficients(trainer, batch, self.mask, signals)
-        self.sums = RolloutSums(
+        self.stats = RolloutStats(
             advantages=self.advantages.detach().cpu().double(),
             tokens=self.mask.sum(1).cpu().double(),
             logprob=self.logprob.sum(1).cpu().double(),
@@ -78,14 +78,14 @@ class Bench:
         At the level `gradient`, which needs a reading, it is in nats; at the others up to a gain.
         """
         if level in ("sign", "sampled"):
-            return rollout_effects(self.sums, level)
+            return rollout_effects(self.stats, level)
         if level == "logit":
             sensitivity = -self.opposition
         else:
             assert reading is not None, "the gradient level is read first"
             sensitivity = torch.cat(reading.sensitivity)
         summed = (sensitivity * self.mask).sum(1).cpu().double()
-        return self.sums.advantages * summed / self.sums.total_tokens
+        return self.stats.advantages * summed / self.stats.total_tokens
 
     def read_gradient(self) -> GradientReading:
         """Read the gradient level at the present policy; nothing is tuned, nothing is changed."""

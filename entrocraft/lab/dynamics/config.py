@@ -8,13 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from entrocraft.settings import ControlConfig
 from entrocraft.lab.training.config import (
     TINY,
     EvaluationConfig,
     TaskConfig,
     TrainConfig,
 )
+from entrocraft.settings import ControlConfig
 
 __all__ = ["FIRST_STEP", "DynamicsConfig"]
 

@@ -74,7 +74,7 @@ class GradientEffect:
         max_grad_norm: the trainer's clipping by norm; None or 0 does not clip.
         refresh: decisions that share one direction u; more is cheaper (a forward-mode pass each,
             two backward passes once in `refresh`) and less exact.
-        reduce: sums a tensor over the processes that share the batch.
+        reduce: stats a tensor over the processes that share the batch.
 
     Raises:
         ValueError: refresh below 1, or no trainable parameter.
@@ -187,8 +187,8 @@ class GradientEffect:
 _UNUSED: dict[str, Any] = {"allow_unused": True}
 
 
-def _add(sums: list[Tensor], parts: Iterable[Tensor | None]) -> None:
-    for total, part in zip(sums, parts, strict=True):
+def _add(stats: list[Tensor], parts: Iterable[Tensor | None]) -> None:
+    for total, part in zip(stats, parts, strict=True):
         if part is not None:
             total += part.float()
 

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["StepResponse", "optimizer_momentum", "step_response"]
+from entrocraft.trl.optimizer import innermost_optimizer
+
+__all__ = ["StepResponse", "step_response"]
 
 Gradient = Mapping[Tensor, Tensor]
 
@@ -25,21 +27,21 @@ class StepResponse:
     """How one optimizer's next steps move a quantity, in the quantity's unit.
 
     With g the gradient that the next step gets, the quantity changes at the next step by
-    ``share * (-<direction, g>) + momentum_share * underway + decay`` and, if nothing else came,
-    by ``-<direction, g> + underway`` in the end, weight decay aside.
+    ``share * (-<direction, g>) + momentum_share * pending + decay`` and, if nothing else came,
+    by ``-<direction, g> + pending`` in the end, weight decay aside.
 
     Attributes:
         direction: parameter -> u, of the parameter's shape, float32.
         share: part of a gradient's total effect that the very next step shows.
-        underway: total that earlier gradients will still bring by momentum.
-        momentum_share: part of `underway` that the next step shows.
+        pending: total that earlier gradients will still bring by momentum.
+        momentum_share: part of `pending` that the next step shows.
         decay: what weight decay does at the next step.
         momentum: factor by which what is under way shrinks from step to step.
     """
 
     direction: dict[Tensor, Tensor]
     share: float
-    underway: float
+    pending: float
     momentum_share: float
     decay: float
     momentum: float
@@ -79,8 +81,8 @@ def step_response(
             size = 1.0 if g is None else abs(float((part.direction * g.float()).sum()))
             shares.append(part.share)
             shown_now, shown_total = shown_now + part.share * size, shown_total + size
-            still_now += part.momentum_share * part.underway
-            still_total += part.underway
+            still_now += part.momentum_share * part.pending
+            still_total += part.pending
             decay += part.decay
             momentum = max(momentum, part.momentum)
     if not direction:
@@ -91,24 +93,11 @@ def step_response(
     return StepResponse(
         direction=direction,
         share=shown_now / shown_total if shown_total else sum(shares) / len(shares),
-        underway=still_total,
+        pending=still_total,
         momentum_share=still_now / still_total if still_total else 1.0 - momentum,
         decay=decay,
         momentum=momentum,
     )
-
-
-def optimizer_momentum(optimizer: Any) -> float | None:
-    """Factor by which what is under way shrinks from step to step; the largest of all groups.
-
-    Adam's beta1, SGD's momentum; None if the optimizer is none of those known here.
-    """
-    optimizer = _innermost(optimizer)
-    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
-        return max(float(group["betas"][0]) for group in optimizer.param_groups)
-    if isinstance(optimizer, torch.optim.SGD):
-        return max(float(group["momentum"]) for group in optimizer.param_groups)
-    return None
 
 
 @dataclass(frozen=True)
@@ -117,26 +106,14 @@ class _Part:
 
     direction: Tensor
     share: float
-    underway: float
+    pending: float
     momentum_share: float
     decay: float
     momentum: float
 
 
-def _innermost(optimizer: Any) -> Any:
-    # accelerate and others wrap the optimizer; the state is the inner one's
-    while not isinstance(optimizer, torch.optim.Optimizer) or type(optimizer).__module__.startswith(
-        "accelerate"
-    ):
-        inner = getattr(optimizer, "optimizer", None)
-        if inner is None:
-            break
-        optimizer = inner
-    return optimizer
-
-
 def _rule_of(optimizer: Any) -> Any:
-    optimizer = _innermost(optimizer)
+    optimizer = innermost_optimizer(optimizer)
     if isinstance(optimizer, torch.optim.AdamW):
         return _adamw
     if isinstance(optimizer, torch.optim.Adam):
@@ -184,7 +161,7 @@ def _adam(
     return _Part(
         direction=sign * direction,
         share=share,
-        underway=-beta1 / (1 - beta1) * float((direction * mean).sum()),
+        pending=-beta1 / (1 - beta1) * float((direction * mean).sum()),
         momentum_share=share,
         decay=decay,
         momentum=beta1,
@@ -203,14 +180,14 @@ def _sgd(group: Any, state: Any, parameter: Tensor, h: Tensor, g: Tensor | None)
         first, total = 1 + momentum * enters, 1 + momentum * enters / (1 - momentum)
     else:
         first, total = enters, enters / (1 - momentum)
-    underway = 0.0
+    pending = 0.0
     if buffer is not None:
         left = momentum**2 if nesterov else momentum
-        underway = -lr * left / (1 - momentum) * float((h * buffer.float()).sum())
+        pending = -lr * left / (1 - momentum) * float((h * buffer.float()).sum())
     return _Part(
         direction=sign * lr * total * h,
         share=first / total,
-        underway=underway,
+        pending=pending,
         momentum_share=1 - momentum,
         decay=-weight_decay * lr * first * float((h * parameter.detach().float()).sum()),
         momentum=momentum,

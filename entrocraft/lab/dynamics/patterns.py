@@ -58,7 +58,7 @@ def try_patterns(bench: Bench, count: int, seed: int, offset: int, tick: Any) ->
     reading, (anchor, anchored) = bench.read_gradient(), bench.read_anchored()
     effects = {level: bench.effects(level, reading) for level in PREDICTIONS[:-1]}
     step = reading.response
-    drift = step.momentum_share * step.underway + step.decay
+    drift = step.momentum_share * step.pending + step.decay
     generator = torch.Generator().manual_seed(seed)
     before = bench.entropy()
     rows = []

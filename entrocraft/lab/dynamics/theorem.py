@@ -73,7 +73,7 @@ def _baseline(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     p_log_p = torch.where(p > 0, p * log_p, torch.zeros_like(p))
     chosen = log_p.gather(-1, tokens[:, None].long())[:, 0]
     p_k = chosen.exp()
-    # sums over the other tokens only: nothing cancels when p_k is close to 1
+    # stats over the other tokens only: nothing cancels when p_k is close to 1
     others = torch.ones_like(p).scatter_(-1, tokens[:, None].long(), 0.0)
     square, entropy, mixed = (
         (others * part).sum(-1) for part in (p.square(), -p_log_p, p * p_log_p)
@@ -102,7 +102,7 @@ def check_theorem(
         "positive" and "negative" -> counts: `tokens`; `tokens_met`, log p_k > OSB; `sequences`;
         `sequences_all_met`, every token meets it; `sequences_met`, the paper's Theorem 2:
         sum_t log p >= sum_t OSB; `sequences_opposed`, A times the summed entropy change of the
-        tokens is not positive; `sequences_met_opposed`, both; and the sums `logprob` and
+        tokens is not positive; `sequences_met_opposed`, both; and the stats `logprob` and
         `baseline` over tokens (those with a finite baseline).
     """
     met = (logprob > baseline) & mask

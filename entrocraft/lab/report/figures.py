@@ -49,12 +49,12 @@ from entrocraft.lab.report.style import (
 SAME_TARGET = 0.02
 """Targets that differ by at most this many nats are drawn as one line with its range."""
 
-REALISED = "entropy/realized_change"
+REALISED = "entropy/post_update_change"
 
 CONTROL_KEYS = (
     "entropy/kept_fraction",
-    "entropy/authority_up",
-    "entropy/authority_down",
+    "entropy/reachable_up",
+    "entropy/reachable_down",
     "entropy/pressure",
 )
 
@@ -289,7 +289,7 @@ def _draw_pass_at(
 def _draw_authority(
     axis: Axes, run: Run, look: Look, several: bool, handles: dict[str, Any]
 ) -> None:
-    up, down = run.column("entropy/authority_up"), run.column("entropy/authority_down")
+    up, down = run.column("entropy/reachable_up"), run.column("entropy/reachable_down")
     both = np.isfinite(up) & np.isfinite(down)
     if several:
         for column in (up, down):

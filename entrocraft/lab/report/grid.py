@@ -19,7 +19,16 @@ from entrocraft.lab.report.intervals import ENOUGH
 from entrocraft.lab.report.marks import SMOOTHING, Look, add_legend
 from entrocraft.lab.report.runs import Run
 from entrocraft.lab.report.shares import draw_shares, shares_height
-from entrocraft.lab.report.style import BLUE, INK, PAPER, SHADE, SOFT, VERMILION, empty_figure, style
+from entrocraft.lab.report.style import (
+    BLUE,
+    INK,
+    PAPER,
+    SHADE,
+    SOFT,
+    VERMILION,
+    empty_figure,
+    style,
+)
 from entrocraft.lab.report.summary import Summary, summarize
 
 TOGETHER = 6

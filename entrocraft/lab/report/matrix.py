@@ -28,7 +28,7 @@ ROW = 0.95
 
 COLUMNS = {
     "Rollouts kept": ("entropy/kept_fraction",),
-    "Change within reach (nats per batch)": ("entropy/authority_up", "entropy/authority_down"),
+    "Change within reach (nats per batch)": ("entropy/reachable_up", "entropy/reachable_down"),
     "Pressure (above zero: more entropy)": ("entropy/pressure",),
 }
 NARROW_TITLES = ("Rollouts kept", "Within reach", "Pressure")

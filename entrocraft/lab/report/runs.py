@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from entrocraft.methods import METHODS, follows_target
 from entrocraft.lab.parsing import flat_keys
+from entrocraft.methods import METHODS, follows_target
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"

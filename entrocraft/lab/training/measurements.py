@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from entrocraft.lab.evaluation import evaluate
-from entrocraft.method import EntropyControlWarning
 from entrocraft.lab.tasks import Task
 from entrocraft.lab.tasks.store import stored_problems
 from entrocraft.lab.training.config import TrainConfig
+from entrocraft.method import EntropyControlWarning
 
 __all__ = ["measurements"]
 

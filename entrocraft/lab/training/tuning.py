@@ -34,7 +34,7 @@ class TuningConfig:
         if self.by != "tracking_error":
             return
         method: Any = trial.control.build(trial.seed)
-        if method.goal.schedule is None:
+        if method.schedule is None:
             missing = "control.schedule is null; set a schedule"
         elif not trial.evaluation.probe_every:
             missing = "evaluation.probe_every is 0; probe, e.g. every 10 steps"

@@ -1,0 +1,1 @@
+"""The lab: everything that trains, measures and draws; an extra, `pip install entrocraft[lab]`."""

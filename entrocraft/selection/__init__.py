@@ -1,0 +1,1 @@
+"""Selection: pressure and predicted effects decide which rollouts enter the update."""
