@@ -62,7 +62,7 @@ test-current: $(VENV)/.ready
 
 # the adapter's tests once more on the oldest TRL that is supported
 test-oldest-trl: $(OLD_VENV)/.ready
-	$(OLD_VENV)/bin/python $(PYTEST) tests/test_trl*.py $(ARGS)
+	$(OLD_VENV)/bin/python $(PYTEST) tests/trl $(ARGS)
 
 $(OLD_VENV)/.ready: pyproject.toml constraints.txt constraints-oldest-trl.txt
 	$(PYTHON) -m venv $(OLD_VENV)
@@ -72,7 +72,7 @@ $(OLD_VENV)/.ready: pyproject.toml constraints.txt constraints-oldest-trl.txt
 
 # verl pins transformers, so it has an environment of its own
 test-verl: $(VERL_VENV)/.ready
-	$(VERL_VENV)/bin/python $(PYTEST) --dist load tests/test_*verl*.py entrocraft/verl $(ARGS)
+	$(VERL_VENV)/bin/python $(PYTEST) --dist load tests/verl entrocraft/verl $(ARGS)
 
 $(VERL_VENV)/.ready: pyproject.toml constraints.txt constraints-verl.txt
 	$(PYTHON) -m venv $(VERL_VENV)

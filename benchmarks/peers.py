@@ -19,8 +19,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from pages import into_page, markdown
 
+from benchmarks.pages import into_page, markdown
 from entrocraft.lab.report.style import (
     BLUE,
     INK,

@@ -35,8 +35,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 from rich.console import Console
-from tracking_study import Entry, Study, aim, measure
 
+from benchmarks.tracking_study import Entry, Study, aim, measure
 from entrocraft.lab.training.cells import Cell, run_cells
 
 HERE = Path(__file__).resolve().parent
@@ -359,8 +359,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def _command(options: argparse.Namespace, console: Console) -> int:
     if options.table or options.docs or options.figure:
-        import tracking_views as views
-        from pages import into_page
+        from benchmarks import tracking_views as views
+        from benchmarks.pages import into_page
 
         results = Results(options.results)
         if options.docs:

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from pages import markdown
 from scipy import stats
-from tracking_study import Part, Study
 
+from benchmarks.pages import markdown
+from benchmarks.tracking_study import Part, Study
 from entrocraft import schedules
 from entrocraft.lab.report.style import (
     BLUE,

@@ -31,9 +31,8 @@ RULES = {"tilt": "tilt", "no control": None}
 def run(name: str, rule: str | None, directory: Path) -> dict[str, Any]:
     """Train to the end and measure every checkpoint."""
     sys.path.insert(0, str(HERE.parent / "tests"))
-    import verl_runs
-
     from entrocraft.lab.models import WarmStartConfig, warm_start
+    from tests.verl import runs as verl_runs
 
     model = warm_start(WarmStartConfig.for_task("countdown"))
     home = directory / name.replace(" ", "-")

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from rollout_batches import RULES, controller, effects_of, make_batch, repeat
 
 from entrocraft import EntropyController, EntropyControlWarning, RolloutBatch
 from entrocraft.feedback import ProportionalIntegral
 from entrocraft.selection.rules import Selection
+from tests.batches import RULES, controller, effects_of, make_batch, repeat
 
 pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
 

@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from rollout_batches import controller, make_batch, repeat
 
 from entrocraft import EntropyController, EntropyControlWarning
 from entrocraft.selection.rules import Selection
+from tests.batches import controller, make_batch, repeat
 
 pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
 

@@ -5,10 +5,10 @@ import warnings
 
 import pytest
 import torch
-from rollout_batches import RULES, controller, make_batch, repeat
 
 from entrocraft import EntropyControlWarning, schedules
 from entrocraft.feedback import ProportionalIntegral
+from tests.batches import RULES, controller, make_batch, repeat
 
 pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
 
