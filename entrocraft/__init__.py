@@ -1,16 +1,17 @@
 """Entropy as a hyperparameter with a schedule, for reinforcement learning of language models.
 
-The core (`schedules`, `effects`, `feedback`, `acceptance`, `controller` and what they use) needs
-torch alone; trainers are reached through adapters such as `entrocraft.trl`, imported only when
-asked for.
+The library needs torch alone; trainers are reached through adapters such as `entrocraft.trl`,
+imported only when asked for. `entrocraft.lab` trains, measures and draws, and is an extra.
 """
 
 from importlib.metadata import PackageNotFoundError, version
 
 from entrocraft import schedules
 from entrocraft.controller import EntropyController
+from entrocraft.feedback import FeedbackSettings
 from entrocraft.method import Decision, EntropyControlWarning
 from entrocraft.rollouts import RolloutBatch
+from entrocraft.selection import SelectionSettings
 
 try:
     __version__ = version("entrocraft")
@@ -21,7 +22,9 @@ __all__ = [
     "Decision",
     "EntropyControlWarning",
     "EntropyController",
+    "FeedbackSettings",
     "RolloutBatch",
+    "SelectionSettings",
     "__version__",
     "schedules",
 ]

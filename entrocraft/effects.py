@@ -1,4 +1,4 @@
-"""How much a token, and a rollout, moves policy entropy.
+"""Effects: the predicted change of policy entropy, of a token and of a rollout.
 
 A policy-gradient step on a rollout with advantage A changes the mean entropy by ``A w / N`` times
 the sum of its tokens' *sensitivity* (nats per unit of advantage), up to one gain that all rollouts
@@ -21,6 +21,7 @@ order: a *likely* token that is rewarded lowers entropy, an *unlikely* one raise
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,14 @@ from torch import Tensor
 
 from entrocraft.rollouts import RolloutStats
 
-__all__ = ["LEVELS", "TOKEN_LEVELS", "TokenStatistics", "rollout_effects", "token_statistics"]
+__all__ = [
+    "LEVELS",
+    "TOKEN_LEVELS",
+    "BatchMeans",
+    "TokenStatistics",
+    "rollout_effects",
+    "token_statistics",
+]
 
 LEVELS = ("sign", "sampled", "logit")
 """Effect levels by name, cheapest first."""
@@ -126,39 +134,65 @@ def _chunk_statistics(logits: Tensor, tokens: Tensor) -> Tensor:
     return torch.stack([chosen, entropy, baseline - surprise])
 
 
-def rollout_effects(stats: RolloutStats, level: str) -> Tensor:
+@dataclass(frozen=True)
+class BatchMeans:
+    """What the effect of a rollout needs to know of its whole batch.
+
+    A part of a batch is judged like the whole with the whole's means.
+
+    Attributes:
+        tokens: N, response tokens.
+        weight: token mean of `RolloutStats.token_weight`.
+        logprob: token mean of the weighted log-probabilities, nats.
+    """
+
+    tokens: float
+    weight: float
+    logprob: float
+
+    @classmethod
+    def of(cls, stats: RolloutStats) -> BatchMeans:
+        """Take the means of a batch with at least one response token."""
+        tokens = stats.total_tokens
+        if stats.token_weight is None:
+            return cls(tokens, 1.0, float(stats.logprob.sum()) / tokens)
+        weight = float((stats.token_weight * stats.tokens).sum()) / tokens
+        logprob = float((stats.token_weight * stats.logprob).sum()) / (tokens * weight)
+        return cls(tokens, weight, logprob)
+
+
+def rollout_effects(stats: RolloutStats, level: str, means: BatchMeans | None = None) -> Tensor:
     """Predicted change of the mean entropy if rollout j is kept with weight 1: (B,) float64, nats.
 
     ``effect_j = A_j w_j / N * sum_t sensitivity_t``, N the response tokens of the batch and w_j
     what the loss puts on a token of the rollout (`RolloutStats.token_weight`), 1 on token average;
     true up to one gain that all rollouts share.
 
+    Args:
+        stats: rollouts.
+        level: one of `LEVELS`.
+        means: of the batch that the rollouts belong to; None: they are the whole of it.
+
     Raises:
         ValueError: an unknown level, or one that needs the batch's sensitivity and finds none.
     """
-    weight = _token_weight(stats)
+    means = BatchMeans.of(stats) if means is None else means
     tokens, logprob = stats.advantage_tokens, stats.advantage_logprob
     if tokens is None or logprob is None:
         tokens, logprob = stats.tokens, stats.logprob
     if level == "sign":
         sensitivity = -tokens
     elif level == "sampled":
-        mean = (weight * stats.logprob).sum() / stats.total_tokens
-        sensitivity = -(logprob - mean * tokens)
+        sensitivity = -(logprob - means.logprob * tokens)
     elif level in TOKEN_LEVELS:
         if stats.sensitivity is None:
             raise ValueError(
                 f"effect level {level!r} needs RolloutBatch.sensitivity (B, T), see "
-                "entrocraft.effects.token_statistics; or choose effect='sampled', which needs log-probs only"
+                "entrocraft.effects.token_statistics; or choose effect='sampled', which needs "
+                "log-probs only"
             )
         sensitivity = stats.sensitivity
     else:
         raise ValueError(f"unknown effect level {level!r}; choose one of {', '.join(LEVELS)}")
-    return stats.advantages * sensitivity * weight / stats.total_tokens
-
-
-def _token_weight(stats: RolloutStats) -> Tensor:
-    """(B,): w, 1 on average over the tokens."""
-    if stats.token_weight is None:
-        return torch.ones_like(stats.tokens)
-    return stats.token_weight * (stats.total_tokens / (stats.token_weight * stats.tokens).sum())
+    weight = 1.0 if stats.token_weight is None else stats.token_weight / means.weight
+    return stats.advantages * sensitivity * weight / means.tokens

@@ -1,18 +1,20 @@
-"""What an adapter hosts: a method that turns a rollout batch into advantages."""
+"""Method: the base class of the controller and of every baseline, and what a method decides."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from entrocraft.rollouts import RolloutBatch, RolloutStats
+from entrocraft import schedules
+from entrocraft.feedback.target import Target
+from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo, TokenBatch
 
-__all__ = ["Decision", "EntropyControlWarning", "EntropyMethod", "ExtraRollouts", "StepInfo"]
-
-_USUAL_MOMENTUM = 0.9  # Adam's, where the trainer does not tell
+__all__ = ["Decision", "EntropyControlWarning", "ExtraRollouts", "Measurement", "Method", "checked"]
 
 
 class EntropyControlWarning(UserWarning):
@@ -32,6 +34,7 @@ class Decision:
         useful: number of rollouts that carry a gradient: kept, with tokens and an advantage not 0.
         settings: options of the trainer, by its own names, for the updates of this batch.
         extra: rollouts that the adapter is to add to this batch, or None.
+        warnings: texts of warnings that this decision gives rise to.
     """
 
     weights: Tensor
@@ -41,6 +44,7 @@ class Decision:
     useful: int = 0
     settings: dict[str, float] = field(default_factory=dict)
     extra: ExtraRollouts | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,76 +72,287 @@ class ExtraRollouts:
 
 
 @dataclass(frozen=True)
-class StepInfo:
-    """When a batch is used, and what the optimizer is doing meanwhile; see `RolloutBatch`.
+class Measurement:
+    """Entropy of one batch and its target, nats per token.
 
-    Raises:
-        ValueError: a number that makes no sense; the message names it.
+    `target` is None for a method that was given none.
     """
 
     step: int
-    optimizer_steps: float = 1
-    drift: float | None = None
-    momentum: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.optimizer_steps > 0:
-            raise ValueError(f"optimizer_steps must be above 0, got {self.optimizer_steps}")
-        if self.drift is not None and not math.isfinite(self.drift):
-            raise ValueError(
-                f"drift must be finite nats, got {self.drift}; None if it is not known"
-            )
-        if self.momentum is not None and not 0 <= self.momentum < 1:
-            raise ValueError(
-                f"momentum must be in [0, 1), got {self.momentum}; None if it is not known"
-            )
+    entropy: float
+    target: float | None
 
     @property
-    def decay(self) -> float:
-        """Momentum, or what is usual where it is not known."""
-        return _USUAL_MOMENTUM if self.momentum is None else self.momentum
-
-    @classmethod
-    def of(cls, batch: RolloutBatch | RolloutStats, told: dict[str, Any]) -> StepInfo:
-        """Read a batch's own clock, and what was told by keyword."""
-        if isinstance(batch, RolloutBatch):
-            told = {
-                "step": batch.step,
-                "optimizer_steps": batch.optimizer_steps,
-                "drift": batch.drift,
-                "momentum": batch.momentum,
-            } | told
-        return cls(**told)
+    def error(self) -> float:
+        """Measured minus target, nats per token."""
+        assert self.target is not None, "only a method that follows a target asks for the error"
+        return self.entropy - self.target
 
 
-class EntropyMethod(Protocol):
-    """Anything that turns a rollout batch into advantages; the controller is one.
+class Method:
+    """Turns a rollout batch into advantages; what an adapter hosts.
 
-    A method may also have
+    All that an adapter may need is declared here, with a default. As it stands a method observes
+    and changes nothing; a baseline overrides the hooks that it needs: `trainer_options`,
+    `advantages`, `settings`, `extra`, `reweigh`, `bonus_entropy` and `stepped`.
 
-    - `refresh` (an int, for the level `gradient`), and `remeasure` (a bool) with
-      `post_update(change, stderr, trained)`; see `EntropyController`;
-    - `trainer_options`, `reweigh(tokens)`, `bonus_entropy(logits)` and `stepped(bonus)`; see
-      `entrocraft.methods.Baseline`.
+    Args:
+        schedule: target entropy as for `EntropyController`; a reference in the log for methods
+            that follow none.
+
+    Attributes:
+        name: in settings and logs.
+        follows: whether the method steers entropy towards a target.
+        own_target: the target without a schedule, nats per token.
+        coefficient: the method's main number, which a fair comparison tries several values of;
+            None if there is none.
+        losses: TRL's loss types under which the method is what its source says; None for all.
+        needs_updates: whether all that the method does depends on how far the policy has moved
+            since the batch was sampled, so that with one update per batch it is plain RL.
+        token_scope: when `reweigh` is called: "batch": once, on the rollouts of a batch before the
+            first update; "update": on each micro-batch on its way into the loss; None: never.
+        uses_bonus: whether `bonus_entropy` takes the place of the entropy in the trainer's bonus.
+        samples_more: whether `extra` may ask for more rollouts.
+        remeasure: share of the prompts, in [0, 1], that the adapter scores once more after the
+            batch's last update and reports to `post_update`.
+        hosted: whether the method has been in a trainer before.
     """
+
+    name: ClassVar[str] = ""
+    follows: ClassVar[bool] = False
+    own_target: ClassVar[float | None] = None
+    coefficient: ClassVar[str | None] = None
+    losses: ClassVar[tuple[str, ...] | None] = None
+    needs_updates: ClassVar[bool] = False
+    token_scope: ClassVar[str | None] = None
+    uses_bonus: ClassVar[bool] = False
+    samples_more: ClassVar[bool] = False
+    remeasure: float = 0.0
+    hosted: bool = False
+
+    def __init__(self, schedule: schedules.Schedule | str | float | None = None) -> None:
+        self._target = Target(self.own_target if schedule is None else schedule)
+        self._initial: float | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(schedule={self.schedule!r})"
+
+    @property
+    def schedule(self) -> schedules.Schedule | None:
+        """Step -> target entropy, nats per token; None without a target."""
+        return self._target.schedule
+
+    @property
+    def initial(self) -> float | None:
+        """First measured entropy of the run, nats per token; None before the first batch."""
+        return self._initial
 
     @property
     def effect(self) -> str | None:
         """Effect level whose token sensitivities the adapter has to provide, or None."""
-        ...
+        return None
 
     def prepare(self, *, vocabulary: int | None = None, steps: int | None = None) -> None:
-        """Learn vocabulary size and run length; raise before any update if they do not fit."""
-        ...
+        """Check the schedule against the vocabulary and the run's length, before any update.
 
-    def decide(self, batch: RolloutBatch | RolloutStats, **clock: Any) -> Decision:
-        """Decide on one rollout batch."""
-        ...
+        Args:
+            vocabulary: number of tokens V; no target can be above log(V).
+            steps: optimizer steps of the run; every target up to there is checked, as soon as the
+                initial entropy is known if the schedule is relative to it.
+
+        Raises:
+            ValueError: a target that is negative, not finite or above log(V).
+        """
+        self._target.prepare(vocabulary, steps, self.initial)
+
+    def target(self, step: int) -> float | None:
+        """Target entropy at an optimizer step, nats per token; None while it is not known."""
+        return self._target.at(step, self.initial)
+
+    def decide(self, batch: RolloutBatch | RolloutStats, step: StepInfo | None = None) -> Decision:
+        """Decide on one rollout batch.
+
+        Args:
+            batch: a `RolloutBatch`, or the `RolloutStats` of one, gathered over ranks.
+            step: the batch's position in the run; needed with `RolloutStats`, which does not know
+                it.
+
+        Raises:
+            ValueError: a batch or a target that makes no sense; nothing was changed, training can
+                stop safely.
+        """
+        stats, step = read_batch(batch, step)
+        after = copy.copy(self)  # a decision that fails leaves no trace
+        decision = after._decide(stats, step)
+        vars(self).update(vars(after))
+        return decision
+
+    def _decide(self, stats: RolloutStats, step: StepInfo) -> Decision:
+        metrics = measured_metrics(stats)
+        if self._initial is None:
+            self._initial = metrics["entropy/measured"]
+            self._target.check(self._initial)
+        seen = Measurement(step.step, metrics["entropy/measured"], self.target(step.step))
+        if seen.target is not None:
+            metrics["entropy/target"] = seen.target
+        advantages = self.advantages(stats, seen)
+        trained = (advantages != 0) & (stats.tokens > 0)
+        count, kept = int(stats.active.sum()), int((stats.active & trained).sum())
+        metrics["entropy/kept_fraction"] = kept / count if count else 1.0
+        metrics["entropy/empty"] = float(not bool(trained.any()))
+        settings, extra = self.settings(seen), self.extra(seen)
+        metrics |= self.report()
+        weights = (trained | (stats.advantages == 0)).double()
+        useful = int(trained.sum())
+        return Decision(weights, weights.clone(), advantages, metrics, useful, settings, extra)
+
+    def post_update(self, change: float, stderr: float, trained: bool = True) -> None:
+        """Take the measured change of the entropy by the last batch's update.
+
+        Adapters call it after the batch's last optimizer step, where `remeasure` asks for it.
+        Decisions do without.
+
+        Args:
+            change: nats per token.
+            stderr: its standard error; not finite if unknown.
+            trained: whether it was measured on prompts that were trained on.
+        """
+
+    # Hooks of baselines -----------------------------------------------------------------------
+
+    @property
+    def trainer_options(self) -> Mapping[str, Any]:
+        """Options of the trainer, by TRL's names; they hold for the whole run."""
+        return {}
+
+    def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
+        """(B,) float64 advantages to train on."""
+        return stats.advantages.clone()
+
+    def settings(self, seen: Measurement) -> dict[str, float]:
+        """Options of the trainer for the updates of this batch."""
+        return {}
+
+    def extra(self, seen: Measurement) -> ExtraRollouts | None:
+        """Rollouts that are to join this batch."""
+        return None
+
+    def reweigh(self, tokens: TokenBatch) -> Tensor:
+        """(b, T) advantages of the tokens.
+
+        The trainer's loss multiplies them by the importance ratio, so that a token adds
+        ``-A_t ratio_t grad log p_t`` to the gradient; whatever gradient a method asks for can be
+        written as such an A_t.
+        """
+        raise NotImplementedError
+
+    def bonus_entropy(self, logits: Tensor) -> Tensor:
+        """(n, V) logits at the sampling temperature -> (n,) values for the entropy bonus, nats."""
+        raise NotImplementedError
+
+    def stepped(self, bonus: float) -> dict[str, float]:
+        """Take an optimizer step's mean `bonus_entropy`; return options of the trainer."""
+        return {}
+
+    def report(self) -> dict[str, float]:
+        """Numbers of the method's own for the log, under ``entropy/``."""
+        return {}
+
+    # State ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the memory, JSON-serializable."""
-        ...
+        """Return all that a resumed run needs, JSON-serializable."""
+        return {"version": 1, "method": self.name, "initial": self._initial}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        ...
+        """Take back what `state_dict` gave.
+
+        Raises:
+            ValueError: not a state of this method; nothing was changed.
+        """
+        if not isinstance(state, dict) or state.get("version") != 1:
+            raise ValueError(
+                f"not a state of the method {self.name!r}: {str(state)[:200]}; was the checkpoint "
+                "written by another method or version of entrocraft?"
+            )
+        if state.get("method") != self.name:
+            raise ValueError(
+                f"the checkpoint was written by the method {state.get('method')!r}, not by "
+                f"{self.name!r}; resume with the method that wrote it"
+            )
+        state = _of_first_version(state)
+        after = copy.copy(self)
+        try:
+            after._load(state)
+            after._target.check(after._initial)
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(
+                f"the checkpoint's state does not fit the method {self.name!r} ({error!r})"
+            ) from error
+        vars(self).update(vars(after))
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Set the attributes that `state_dict` wrote; baselines extend it."""
+        initial = state["initial"]
+        self._initial = None if initial is None else float(initial)
+
+
+def read_batch(
+    batch: RolloutBatch | RolloutStats, step: StepInfo | None
+) -> tuple[RolloutStats, StepInfo]:
+    """Return per-rollout sums and the position in the run.
+
+    Raises:
+        ValueError: `RolloutStats` without a position.
+    """
+    if isinstance(batch, RolloutBatch):
+        return batch.stats(), step or batch.step_info()
+    if step is None:
+        raise ValueError("RolloutStats do not know their place in the run; give step=StepInfo(...)")
+    return batch, step
+
+
+def measured_metrics(stats: RolloutStats) -> dict[str, float]:
+    """Measured entropy and, where it is known, its standard error, nats per token."""
+    metrics = {"entropy/measured": stats.mean_entropy()}
+    if math.isfinite(stderr := stats.entropy_stderr()):
+        metrics["entropy/measured_stderr"] = stderr
+    return metrics
+
+
+def _of_first_version(state: dict[str, Any]) -> dict[str, Any]:
+    """Read the state that entrocraft 0.1.0 wrote: target and memory as sections of their own."""
+    if "goal" not in state:
+        return state
+    return {**state, **(state.get("memory") or {}), "initial": state["goal"]["initial"]}
+
+
+def checked(
+    owner: Method,
+    name: str,
+    value: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+) -> float:
+    """Return a number of a method's configuration.
+
+    Raises:
+        ValueError: it is not finite, outside [low, high], or not above `above`.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and math.isfinite(value) and low <= value <= high and value > above:
+        return value
+    bounds = [
+        text
+        for text, wanted in (
+            (f"at least {low:g}", low > -math.inf),
+            (f"above {above:g}", above > -math.inf),
+            (f"at most {high:g}", high < math.inf),
+        )
+        if wanted
+    ]
+    raise ValueError(
+        f"{owner.name}: {name} is {value!r}; use a finite number"
+        + (f" {' and '.join(bounds)}" if bounds else "")
+    )

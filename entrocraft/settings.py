@@ -1,79 +1,105 @@
-"""The section `control` of a configuration: which entropy curve, and by which method."""
+"""Settings of entropy control as a section of a configuration: Python, YAML and flags."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from entrocraft import methods
 from entrocraft.controller import EntropyController
-from entrocraft.method import EntropyMethod
-from entrocraft.selection.rules import RULES
+from entrocraft.feedback import FeedbackSettings
+from entrocraft.method import Method
+from entrocraft.selection import RULES, SelectionSettings
 
-__all__ = ["ControlConfig"]
+__all__ = ["ControlSettings", "settings_from_mapping"]
 
 
-@dataclass
-class ControlConfig:
-    """Which entropy curve, and by which rule.
+@dataclass(frozen=True)
+class ControlSettings:
+    """Which entropy curve, and by which method.
 
     Args:
-        rule: tilt, sign, switch; a peer by its name, such as clip_cov; or null: plain RL that logs
-            the same numbers.
-        options: the peer's own options, e.g. {ratio: 0.001}; the keys below are not for peers.
+        rule: tilt, sign, switch; a baseline by its name, such as clip_cov; or null: plain RL that
+            logs the same numbers.
         schedule: target entropy in nats per token over optimizer steps, for example
             "linear(0.6, 0.3, 300)"; "initial" stands for the first measured entropy. null only for
-            what needs none: rule null, and peers, some of which then follow a constant of theirs.
+            what needs none: rule null, and baselines, some of which then follow a constant of
+            theirs.
+        options: a baseline's own options, e.g. {ratio: 0.001}; the keys below are not for
+            baselines.
         effect: sign, sampled or logit; null takes the rule's own.
-        band: half-width around the target, in nats, for the rules sign and switch.
-        feedback: plan or pi, for the rule tilt; null takes plan.
-        constant_reward_groups: let all-correct and all-wrong groups join with raw rewards.
-        correction: importance weights a^-correction of what was kept with probability a; 0 to 1.
-        draw: false weighs rollouts by their keep probability instead of drawing.
-        effective_batch: rollouts with a vote to keep at most; null keeps all that are left.
-        renormalize: none, rollouts or tokens; scales what is kept up to the whole batch's size.
-        remeasure: score each batch once more after its update; null does so with feedback plan.
+        feedback: how target and measurement become pressure.
+        selection: how pressure becomes weights.
+        remeasure: share of the prompts, 0 to 1, that are scored once more after an update; null
+            takes a quarter with the rule tilt, else nothing.
     """
 
     rule: str | None = "tilt"
-    options: dict[str, Any] = field(default_factory=dict)
     schedule: str | float | None = "linear(initial, 0.6*initial, 150)"
+    options: dict[str, Any] = field(default_factory=dict)
     effect: str | None = None
-    band: float = 0.05
-    feedback: Literal["plan", "pi"] | None = None
-    constant_reward_groups: bool = False
-    correction: float = 0.0
-    draw: bool = True
-    effective_batch: int | None = None
-    renormalize: Literal["none", "rollouts", "tokens"] = "none"
-    remeasure: bool | None = None
+    feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+    remeasure: float | None = None
 
-    def build(self, seed: int) -> EntropyMethod:
+    def build(self, seed: int) -> Method:
         """Make the method; with rule null it observes and rejects nothing.
 
         Raises:
             ValueError: settings that cannot be met, or that this method does not have.
         """
-        keys = dataclasses.asdict(self)
-        options = keys.pop("options")
         if self.rule is None or self.rule in RULES:
-            if options:
+            if self.options:
                 raise ValueError(
-                    f"control.options is {options}; the rule {self.rule!r} has keys of control "
-                    "itself, options are for peers"
+                    f"control.options is {self.options}; the rule {self.rule!r} has keys of "
+                    "control itself, options are for baselines"
                 )
-            return EntropyController(**keys, seed=seed)
+            return EntropyController(
+                self.schedule,
+                self.rule,
+                self.effect,
+                feedback=self.feedback,
+                selection=self.selection,
+                remeasure=self.remeasure,
+                seed=seed,
+            )
         if self.rule not in methods.METHODS:
             names = ", ".join([*RULES, *methods.METHODS])
             raise ValueError(f"unknown rule {self.rule!r}; choose null or one of {names}")
-        defaults = dataclasses.asdict(ControlConfig())
-        for key in keys.keys() - {"rule", "schedule"}:
-            if keys[key] != defaults[key]:
+        defaults = ControlSettings()
+        for name in ("effect", "feedback", "selection", "remeasure"):
+            if getattr(self, name) != getattr(defaults, name):
                 raise ValueError(
-                    f"control.{key} is {keys[key]!r}; the method {self.rule!r} does not have it, "
-                    "its own options go into control.options"
+                    f"control.{name} is {getattr(self, name)!r}; the method {self.rule!r} does not "
+                    "have it, its own options go into control.options"
                 )
+        options = self.options
         if "seed" in methods.options_of(self.rule):
             options = {"seed": seed} | options
         return methods.get_method(self.rule, self.schedule, **options)
+
+
+def settings_from_mapping(keys: Mapping[str, Any]) -> ControlSettings:
+    """Read the section from nested keys; a schedule has no default here.
+
+    Raises:
+        ValueError: an unknown key, or a value of the wrong type; the message names it.
+    """
+    values: dict[str, Any] = {"schedule": None, **keys}
+    for name, kind in (("feedback", FeedbackSettings), ("selection", SelectionSettings)):
+        if name in values:
+            values[name] = _section(kind, name, values[name])
+    return _section(ControlSettings, "control", values)
+
+
+def _section(kind: Any, name: str, keys: Any) -> Any:
+    known = [part.name for part in fields(kind)]
+    if not isinstance(keys, Mapping):
+        raise ValueError(f"{name} is {keys!r}; it has keys: {', '.join(known)}")
+    if unknown := [key for key in keys if key not in known]:
+        raise ValueError(f"{name} has no key {unknown[0]!r}; known are {', '.join(known)}")
+    try:
+        return kind(**keys)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error

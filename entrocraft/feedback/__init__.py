@@ -1,23 +1,55 @@
 """Feedback: measured entropy and target in, one signed pressure out."""
 
-from entrocraft.feedback.planner import (
-    FEEDBACKS,
-    Band,
-    Deadband,
-    Feedback,
-    Planner,
-    ProportionalIntegral,
-    Situation,
-    get_feedback,
-)
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from entrocraft.feedback.deadband import Band, Deadband
+from entrocraft.feedback.planner import Planner
+from entrocraft.feedback.situation import Feedback, Pressure, ResponseCurve, Situation
+from entrocraft.feedback.target import Target, TargetError
 
 __all__ = [
-    "FEEDBACKS",
     "Band",
     "Deadband",
     "Feedback",
+    "FeedbackSettings",
     "Planner",
-    "ProportionalIntegral",
+    "Pressure",
+    "ResponseCurve",
     "Situation",
-    "get_feedback",
+    "Target",
+    "TargetError",
 ]
+
+
+@dataclass(frozen=True)
+class FeedbackSettings:
+    """How target and measurement become pressure.
+
+    Args:
+        horizon: for the rule tilt: optimizer steps ahead at which the entropy is to be on the
+            schedule.
+        limit: for the rule tilt: largest pressure.
+        band: for the rules sign and switch: half-width around the target, or (low, high) offsets
+            from it, nats per token.
+
+    Raises:
+        ValueError: a value out of range; the message names it.
+    """
+
+    horizon: int = 4
+    limit: float = 8.0
+    band: float | tuple[float, float] = 0.05
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"horizon must be at least 1 optimizer step, got {self.horizon}")
+        if not (math.isfinite(self.limit) and self.limit >= 1e-9):
+            raise ValueError(f"limit must be finite and at least 1e-09, got {self.limit}")
+        Band.of(self.band)
+
+    def build(self, deadband: bool) -> Feedback:
+        """Make the loop: a `Deadband` for the band rules, else the `Planner`."""
+        return Deadband(Band.of(self.band)) if deadband else Planner(self.horizon, self.limit)

@@ -1,68 +1,155 @@
-"""What the controller believes about entropy: where it is, what is under way, how it answers.
+"""Kalman filter of the policy's entropy: where it is, what momentum will still bring, and how much
+nats a unit of predicted effect moves.
 
 One batch measures the policy's entropy with a noise as large as what several steps move. Between
 measurements the policy moves by a predictable amount: the effects of the rollouts that were kept,
 spread over time by the optimizer's momentum, times gains that have to be learnt, plus a drift that
-no effect explains. The observer is the Kalman filter of that model.
+no effect explains.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["EntropyFilter", "arrival"]
+from entrocraft.rollouts.step import StepInfo
 
-(_ENTROPY, _UNDERWAY, _DRIFT, _POSITIVE, _NEGATIVE, _BIAS_TRAINED, _BIAS_LEFT_OUT, _BEFORE) = range(
+__all__ = ["EntropyFilter", "FilterState", "arrival"]
+
+(_ENTROPY, _PENDING, _DRIFT, _POSITIVE, _NEGATIVE, _BIAS_TRAINED, _BIAS_LEFT_OUT, _BEFORE) = range(
     8
 )
 _STATES = 8
-_GAINS = slice(_POSITIVE, _NEGATIVE + 1)
+_GAINS = (_POSITIVE, _NEGATIVE)
 _LARGEST_SURPRISE = 4.0  # standard deviations; a wilder measurement is cut to this
 _LEFT_OUT_BIAS = 0.4  # of the bias of changes on prompts trained on: that on prompts left out
 _CHANGE_ERROR = 0.1  # of a measured change: what its standard error does not know of
+_LOST_ENTROPY_ERROR = 0.1  # of the first entropy: standard error after numbers have overflowed
 
 
 def arrival(momentum: float, steps: float) -> tuple[float, float]:
-    """Return how much arrives during a batch's optimizer steps.
+    """Return how much of a change arrives during a batch's optimizer steps.
 
     Returns:
-        (of what was under way before, of what the batch adds), each in [0, 1]. The batch adds the
-        same at each of its steps, and a fraction 1 - momentum of all that is under way arrives at
+        (of what was pending before, of what the batch adds), each in [0, 1]. The batch adds the
+        same at each of its steps, and a fraction 1 - momentum of all that is pending arrives at
         each step.
     """
     before = 1 - momentum**steps
     if steps <= 1:
         return before, before
     whole = int(steps)
-    return before, 1 - sum(momentum**k for k in range(1, whole + 1)) / whole
+    # sum of momentum**k for k = 1 .. whole
+    kept = whole if momentum == 1 else momentum * (1 - momentum**whole) / (1 - momentum)
+    return before, 1 - kept / whole
 
 
+@dataclass(frozen=True)
+class FilterState:
+    """What the filter remembers; never changed in place.
+
+    Attributes:
+        first: first measured entropy, nats per token; None before the first batch.
+        first_gain: first guess of the gains, nats per unit of effect; None before an effect is
+            known.
+        mean: (8,) float64: entropy, pending change and drift per step (nats per token), gains of
+            positive and of negative advantages, biases of changes measured on prompts trained on
+            and on prompts left out, entropy before the last batch.
+        covariance: (8, 8) float64.
+        steps: optimizer steps of the last batch; None before it.
+    """
+
+    first: float | None = None
+    first_gain: float | None = None
+    mean: Tensor = torch.zeros(_STATES, dtype=torch.float64)
+    covariance: Tensor = torch.zeros(_STATES, _STATES, dtype=torch.float64)
+    steps: float | None = None
+
+    @property
+    def entropy(self) -> float:
+        """Estimate of the present policy's entropy, nats per token."""
+        return float(self.mean[_ENTROPY])
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of `entropy`, nats per token."""
+        return math.sqrt(max(float(self.covariance[_ENTROPY, _ENTROPY]), 0.0))
+
+    @property
+    def pending(self) -> float:
+        """Pending change: nats per token that momentum will still bring."""
+        return float(self.mean[_PENDING])
+
+    @property
+    def drift(self) -> float:
+        """Nats per token and optimizer step that no effect explains."""
+        return float(self.mean[_DRIFT])
+
+    @property
+    def gains(self) -> tuple[float, float]:
+        """Nats per unit of effect, of positive and of negative advantages; 0 while unknown."""
+        return float(self.mean[_POSITIVE]), float(self.mean[_NEGATIVE])
+
+    def in_nats(self, effects: tuple[float, float]) -> float:
+        """Total change in nats of kept effects, given by sign of the advantage."""
+        positive, negative = self.gains
+        return positive * effects[0] + negative * effects[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, JSON-serializable."""
+        return {
+            "first": self.first,
+            "first_gain": self.first_gain,
+            "mean": self.mean.tolist(),
+            "covariance": self.covariance.tolist(),
+            "steps": self.steps,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> FilterState:
+        """Make a state from what `state_dict` gave.
+
+        Raises:
+            ValueError: a number that is missing, not finite, or in the wrong shape.
+        """
+        numbers = {}
+        for name in ("first", "first_gain", "steps"):
+            value = state[name]
+            numbers[name] = None if value is None else float(value)
+            if value is not None and not math.isfinite(numbers[name]):
+                raise ValueError(f"{name} is {value!r}; a finite number is expected")
+        return cls(
+            mean=_finite(state["mean"], (_STATES,)),
+            covariance=_finite(state["covariance"], (_STATES, _STATES)),
+            **numbers,
+        )
+
+
+@dataclass(frozen=True)
 class EntropyFilter:
-    """Kalman filter of entropy, momentum's pipeline, unexplained drift and two gains.
+    """Kalman filter of entropy, pending change, unexplained drift and two gains.
 
-    With H the entropy, U what momentum will still bring, b the drift per optimizer step (all in
-    nats per token), g+ and g- the nats per unit of predicted effect of rollouts with positive and
-    with negative advantage, X+ and X- the stats of the effects of the rollouts kept, and ``p`` and
-    ``q`` from `arrival`::
+    With H the entropy, U the pending change, b the drift per optimizer step (all in nats per
+    token), g+ and g- the nats per unit of predicted effect of rollouts with positive and with
+    negative advantage, X+ and X- the sums of the effects of the rollouts kept, and ``p`` and ``q``
+    from `arrival`::
 
         F = g+ X+ + g- X- + noise
         H <- H + p U + q F + steps b        U <- (1 - p) U + (1 - q) F
 
     b and the gains are random walks: a constant error of the model ends up in them and leaves no
     steady error. Each measurement counts by its own standard error: of the entropy of a batch
-    (`observe`), and, where there is one, of the change that an update made (`moved`). A change that
-    is measured on prompts that were trained on is off by a bias, about the same for a while at
-    every step; on prompts left out it is smaller. Each other and fresh batches tell them.
+    (`update`), and, where there is one, of the change that an update made (`update_change`). A
+    change that is measured on prompts that were trained on is off by a bias, about the same for a
+    while at every step; on prompts left out it is smaller. Each other and fresh batches tell them.
 
     Args:
-        gain: nats per unit of effect, where the effects' unit is known (level `gradient`: 1); None
-            guesses at first that all effects of a batch together can move `authority` of the
-            entropy.
-        authority: that share.
+        reachable: share of the entropy that all effects of a batch together can move, as the first
+            guess of the gains.
         unexplained: what the effects miss, as a multiple of the root of their squared sum.
         gain_spread: standard deviation of the first gain, relative to it.
         gain_walk: of its change per step, relative to it.
@@ -73,232 +160,159 @@ class EntropyFilter:
             its change, per step and relative to the first entropy.
     """
 
-    def __init__(
-        self,
-        gain: float | None = None,
-        authority: float = 0.05,
-        unexplained: float = 1.0,
-        gain_spread: float = 1.2,
-        gain_walk: float = 0.02,
-        gain_bound: float = 30.0,
-        drift_walk: float = 0.003,
-        bias_spread: float = 0.002,
-        bias_walk: float = 0.0002,
-    ) -> None:
-        self.gain = gain
-        self.authority = authority
-        self.unexplained = unexplained
-        self.gain_spread = gain_spread
-        self.gain_walk = gain_walk
-        self.gain_bound = gain_bound
-        self.drift_walk = drift_walk
-        self.bias_spread = bias_spread
-        self.bias_walk = bias_walk
-        self._first: float | None = None
-        self._first_gain: float | None = None
-        self._mean = torch.zeros(_STATES, dtype=torch.float64)
-        self._covariance = torch.zeros(_STATES, _STATES, dtype=torch.float64)
-        self._steps: float | None = None  # of the last commit
+    reachable: float = 0.05
+    unexplained: float = 1.0
+    gain_spread: float = 1.2
+    gain_walk: float = 0.02
+    gain_bound: float = 30.0
+    drift_walk: float = 0.003
+    bias_spread: float = 0.002
+    bias_walk: float = 0.0002
 
-    def __repr__(self) -> str:
-        return (
-            f"EntropyFilter(gain={self.gain}, authority={self.authority:g}, "
-            f"unexplained={self.unexplained:g}, gain_spread={self.gain_spread:g}, "
-            f"gain_walk={self.gain_walk:g}, gain_bound={self.gain_bound:g}, "
-            f"drift_walk={self.drift_walk:g}, bias_spread={self.bias_spread:g}, "
-            f"bias_walk={self.bias_walk:g})"
-        )
-
-    @property
-    def first(self) -> float | None:
-        """First measured entropy, nats per token; None before the first batch."""
-        return self._first
-
-    @property
-    def entropy(self) -> float:
-        """Estimate of the present policy's entropy, nats per token."""
-        return float(self._mean[_ENTROPY])
-
-    @property
-    def stderr(self) -> float:
-        """Standard error that the filter gives its `entropy`, nats per token."""
-        return math.sqrt(max(float(self._covariance[_ENTROPY, _ENTROPY]), 0.0))
-
-    @property
-    def pending(self) -> float:
-        """Nats per token that momentum will still bring."""
-        return float(self._mean[_UNDERWAY])
-
-    @property
-    def drift(self) -> float:
-        """Nats per token and optimizer step that no effect explains."""
-        return float(self._mean[_DRIFT])
-
-    @property
-    def gains(self) -> tuple[float, float]:
-        """Nats per unit of effect, of positive and of negative advantages; 0 while unknown."""
-        return float(self._mean[_POSITIVE]), float(self._mean[_NEGATIVE])
-
-    def in_nats(self, effects: tuple[float, float]) -> float:
-        """Total change in nats of kept effects, given by sign of the advantage."""
-        positive, negative = self.gains
-        return positive * effects[0] + negative * effects[1]
-
-    def predict(self, effects: tuple[float, float], steps: float, momentum: float) -> float:
-        """Change of the entropy, in nats, until this batch's steps are done."""
-        before, added = arrival(momentum, steps)
-        return before * self.pending + added * self.in_nats(effects) + steps * self.drift
-
-    def observe(
-        self,
-        entropy: float,
-        stderr: float,
-        size: float,
-        pending: float | None = None,
-    ) -> None:
+    def update(self, state: FilterState, entropy: float, stderr: float, size: float) -> FilterState:
         """Take the measurement of a batch, before its update.
 
         Args:
+            state: before the measurement.
             entropy: measured, nats per token.
             stderr: its standard error; not finite if unknown.
             size: sum of the absolute effects of the batch.
-            pending: nats that momentum will still bring, where they are known.
         """
-        if self._first is None:
-            self._first = max(entropy, 1e-6)
-            self._mean[_ENTROPY] = entropy
-        noise = stderr if math.isfinite(stderr) else 0.1 * self._first
-        noise = max(noise, 1e-6 * self._first)
-        if self._covariance[_ENTROPY, _ENTROPY] == 0:
-            self._covariance[_ENTROPY, _ENTROPY] = noise**2
-            self._covariance[_DRIFT, _DRIFT] = (self.drift_walk * self._first) ** 2
-            for bias, spread in (
-                (_BIAS_TRAINED, self.bias_spread),
-                (_BIAS_LEFT_OUT, _LEFT_OUT_BIAS * self.bias_spread),
-            ):
-                self._covariance[bias, bias] = (spread * self._first) ** 2
-        else:
+        mean, covariance = state.mean.clone(), state.covariance.clone()
+        first = max(entropy, 1e-6) if state.first is None else state.first
+        if state.first is None:
+            mean[_ENTROPY] = entropy
+        noise = max(stderr if math.isfinite(stderr) else 0.1 * first, 1e-6 * first)
+        fresh = float(covariance[_ENTROPY, _ENTROPY]) == 0
+        if fresh:
+            covariance[_ENTROPY, _ENTROPY] = noise**2
+            covariance[_DRIFT, _DRIFT] = (self.drift_walk * first) ** 2
+            for bias, share in ((_BIAS_TRAINED, 1.0), (_BIAS_LEFT_OUT, _LEFT_OUT_BIAS)):
+                covariance[bias, bias] = (share * self.bias_spread * first) ** 2
+        state = replace(state, first=first, mean=mean, covariance=covariance)
+        if not fresh:
             reading = torch.zeros(_STATES, dtype=torch.float64)
             reading[_ENTROPY] = 1.0
-            self._correct(reading, entropy, noise)
-        if self._first_gain is None and size > 0 and math.isfinite(size):
-            known = self.gain if self.gain is not None else self.authority * self._first / size
-            if math.isfinite(known) and known > 0:
-                self._first_gain = known
-                for gain in (_POSITIVE, _NEGATIVE):
-                    self._mean[gain] = known
-                    self._covariance[gain, gain] = (self.gain_spread * known) ** 2
-        if pending is not None:
-            self._mean[_UNDERWAY] = pending
-            self._covariance[_UNDERWAY, :] = 0.0
-            self._covariance[:, _UNDERWAY] = 0.0
-            self._covariance[_UNDERWAY, _UNDERWAY] = (0.3 * pending) ** 2
+            state = self._corrected(state, reading, entropy, noise)
+        return self._with_gain(state, size)
 
-    def _correct(self, reading: Tensor, value: float, noise: float) -> None:
-        """Kalman correction by a measurement of ``reading @ state``."""
-        column = self._covariance @ reading
-        variance = max(float(reading @ column), 0.0) + noise**2
-        if not variance > 0:
-            return
-        largest = _LARGEST_SURPRISE * math.sqrt(variance)
-        surprise = max(-largest, min(largest, value - float(reading @ self._mean)))
-        self._mean = self._mean + column * (surprise / variance)
-        self._covariance = self._covariance - torch.outer(column, column) / variance
-        self._bound(self.entropy, 0.1 * (self._first or 0.0))
+    def _with_gain(self, state: FilterState, size: float) -> FilterState:
+        """Guess the gains once the size of the effects is known."""
+        if state.first_gain is not None or not 0 < size < math.inf:
+            return state
+        gain = self.reachable * (state.first or 0.0) / size
+        if not 0 < gain < math.inf:
+            return state
+        mean, covariance = state.mean.clone(), state.covariance.clone()
+        for index in _GAINS:
+            mean[index] = gain
+            covariance[index, index] = (self.gain_spread * gain) ** 2
+        return replace(state, first_gain=gain, mean=mean, covariance=covariance)
 
-    def commit(
-        self, effects: tuple[float, float], spread: float, steps: float, momentum: float
-    ) -> None:
-        """Move on over the steps of a batch.
+    def predict(
+        self, state: FilterState, effects: tuple[float, float], spread: float, step: StepInfo
+    ) -> FilterState:
+        """Move on over the optimizer steps of a batch.
 
         Args:
+            state: before the steps.
             effects: summed effects of what is kept, by sign of the advantage (positive, negative).
             spread: root of the sum of the kept effects' squares.
-            steps: optimizer steps that the batch is used for.
-            momentum: decay per step of what is under way.
+            step: the batch's optimizer steps and momentum.
         """
-        before, added = arrival(momentum, steps)
+        steps = float(step.optimizer_steps)
+        before, added = arrival(step.decay, steps)
+        first = state.first or 0.0
         move = torch.eye(_STATES, dtype=torch.float64)
-        move[_ENTROPY, _UNDERWAY], move[_UNDERWAY, _UNDERWAY] = before, 1 - before
+        move[_ENTROPY, _PENDING], move[_PENDING, _PENDING] = before, 1 - before
         move[_ENTROPY, _DRIFT] = steps
-        for gain, effect in zip((_POSITIVE, _NEGATIVE), effects, strict=True):
-            move[_ENTROPY, gain], move[_UNDERWAY, gain] = added * effect, (1 - added) * effect
+        for gain, effect in zip(_GAINS, effects, strict=True):
+            move[_ENTROPY, gain], move[_PENDING, gain] = added * effect, (1 - added) * effect
         move[_BEFORE, _BEFORE], move[_BEFORE, _ENTROPY] = 0.0, 1.0
-        self._mean = move @ self._mean
-        unexplained = self.unexplained * 0.5 * sum(self.gains) * spread
+        mean = move @ state.mean
+        positive, negative = float(mean[_POSITIVE]), float(mean[_NEGATIVE])
+        unexplained = self.unexplained * 0.5 * (positive + negative) * spread
         enters = torch.zeros(_STATES, dtype=torch.float64)
-        enters[_ENTROPY], enters[_UNDERWAY] = added, 1 - added
+        enters[_ENTROPY], enters[_PENDING] = added, 1 - added
         noise = unexplained**2 * torch.outer(enters, enters)
-        for state, walk in (
-            (_DRIFT, self.drift_walk),
-            (_BIAS_TRAINED, self.bias_walk),
-            (_BIAS_LEFT_OUT, _LEFT_OUT_BIAS * self.bias_walk),
+        for index, walk in (
+            (_DRIFT, self.drift_walk * first),
+            (_BIAS_TRAINED, self.bias_walk * first),
+            (_BIAS_LEFT_OUT, _LEFT_OUT_BIAS * self.bias_walk * first),
+            *((gain, self.gain_walk * (state.first_gain or 0.0)) for gain in _GAINS),
         ):
-            noise[state, state] = steps * (walk * (self._first or 0.0)) ** 2
-        for gain in (_POSITIVE, _NEGATIVE):
-            noise[gain, gain] = steps * (self.gain_walk * (self._first_gain or 0.0)) ** 2
-        covariance = move @ self._covariance @ move.T + noise
-        self._covariance = 0.5 * (covariance + covariance.T)
-        self._steps = float(steps)
-        self._forget_the_infinite(self._first or 0.0, 0.1 * (self._first or 0.0))
+            noise[index, index] = steps * walk**2
+        covariance = move @ state.covariance @ move.T + noise
+        covariance = 0.5 * (covariance + covariance.T)
+        return _usable(replace(state, mean=mean, covariance=covariance, steps=steps), first)
 
-    def moved(self, change: float, stderr: float, trained: bool = True) -> None:
-        """Take a measured change of the entropy over the steps of the last `commit`.
+    def predicted_change(
+        self, state: FilterState, effects: tuple[float, float], step: StepInfo
+    ) -> float:
+        """Change of the entropy, in nats per token, until this batch's steps are done."""
+        before, added = arrival(step.decay, step.optimizer_steps)
+        drift = step.optimizer_steps * state.drift
+        return before * state.pending + added * state.in_nats(effects) + drift
+
+    def update_change(
+        self, state: FilterState, change: float, stderr: float, trained: bool = True
+    ) -> FilterState:
+        """Take a measured change of the entropy over the steps of the last `predict`.
 
         There may be several, of independent errors.
 
         Args:
+            state: after `predict`.
             change: nats per token.
             stderr: its standard error; not finite if unknown, then nothing is learnt.
             trained: whether it was measured on prompts that were trained on.
         """
-        if self._steps is None or not (math.isfinite(change) and math.isfinite(stderr)):
-            return
-        noise = max(math.hypot(stderr, _CHANGE_ERROR * change), 1e-6 * (self._first or 0.0))
+        if state.steps is None or not (math.isfinite(change) and math.isfinite(stderr)):
+            return state
+        noise = max(math.hypot(stderr, _CHANGE_ERROR * change), 1e-6 * (state.first or 0.0))
         reading = torch.zeros(_STATES, dtype=torch.float64)
         reading[_ENTROPY], reading[_BEFORE] = 1.0, -1.0
-        reading[_BIAS_TRAINED if trained else _BIAS_LEFT_OUT] = self._steps
-        self._correct(reading, change, noise)
+        reading[_BIAS_TRAINED if trained else _BIAS_LEFT_OUT] = state.steps
+        return self._corrected(state, reading, change, noise)
 
-    def _bound(self, entropy: float, noise: float) -> None:
-        """Keep entropy at 0 or above and gains near the first; forget what is not finite."""
-        self._mean[_ENTROPY] = self._mean[_ENTROPY].clamp(min=0.0)
-        if self._first_gain is not None:
-            low, high = self._first_gain / self.gain_bound, self._first_gain * self.gain_bound
-            self._mean[_GAINS] = self._mean[_GAINS].clamp(low, high)
-        self._forget_the_infinite(entropy, noise)
-
-    def _forget_the_infinite(self, entropy: float, noise: float) -> None:
-        """Start afresh, at this entropy, where numbers left the range of float64."""
-        if bool(torch.isfinite(self._mean).all() and torch.isfinite(self._covariance).all()):
-            return
-        self._mean = torch.zeros_like(self._mean)
-        self._covariance = torch.zeros_like(self._covariance)
-        self._first_gain, self._steps = None, None
-        self._mean[_ENTROPY] = entropy
-        self._covariance[_ENTROPY, _ENTROPY] = noise**2
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the filter's memory, JSON-serializable."""
-        return {
-            "first": self._first,
-            "first_gain": self._first_gain,
-            "mean": self._mean.tolist(),
-            "covariance": self._covariance.tolist(),
-            "steps": self._steps,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        mean = _matrix(state["mean"], (_STATES,))
-        covariance = _matrix(state["covariance"], (_STATES, _STATES))
-        steps = None if state["steps"] is None else float(state["steps"])
-        self._first, self._first_gain, self._steps = state["first"], state["first_gain"], steps
-        self._mean, self._covariance = mean, covariance
+    def _corrected(
+        self, state: FilterState, reading: Tensor, value: float, noise: float
+    ) -> FilterState:
+        """Kalman correction by a measurement of ``reading @ mean``."""
+        column = state.covariance @ reading
+        variance = max(float(reading @ column), 0.0) + noise**2
+        if not variance > 0:
+            return state
+        largest = _LARGEST_SURPRISE * math.sqrt(variance)
+        surprise = max(-largest, min(largest, value - float(reading @ state.mean)))
+        mean = state.mean + column * (surprise / variance)
+        covariance = state.covariance - torch.outer(column, column) / variance
+        mean[_ENTROPY] = mean[_ENTROPY].clamp(min=0.0)
+        if state.first_gain is not None:
+            low, high = state.first_gain / self.gain_bound, state.first_gain * self.gain_bound
+            for gain in _GAINS:
+                mean[gain] = mean[gain].clamp(low, high)
+        return _usable(replace(state, mean=mean, covariance=covariance), float(mean[_ENTROPY]))
 
 
-def _matrix(values: Any, shape: tuple[int, ...]) -> Tensor:
-    matrix = torch.tensor(values, dtype=torch.float64)
-    if tuple(matrix.shape) != shape:
-        raise ValueError(f"expected numbers of shape {shape}, got {tuple(matrix.shape)}")
-    return matrix
+def _usable(state: FilterState, entropy: float) -> FilterState:
+    """Start afresh, at this entropy, where numbers left the range of float64."""
+    if bool(torch.isfinite(state.mean).all() and torch.isfinite(state.covariance).all()):
+        return state
+    mean, covariance = torch.zeros_like(state.mean), torch.zeros_like(state.covariance)
+    first = state.first or 0.0
+    mean[_ENTROPY] = entropy if math.isfinite(entropy) else first
+    covariance[_ENTROPY, _ENTROPY] = (_LOST_ENTROPY_ERROR * first) ** 2
+    return FilterState(state.first, None, mean, covariance, None)
+
+
+def _finite(values: Any, shape: tuple[int, ...]) -> Tensor:
+    try:
+        numbers = torch.tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"expected numbers of shape {shape}: {error}") from error
+    if tuple(numbers.shape) != shape:
+        raise ValueError(f"expected numbers of shape {shape}, got {tuple(numbers.shape)}")
+    if not bool(torch.isfinite(numbers).all()):
+        raise ValueError(f"expected finite numbers, got {values!r}"[:200])
+    return numbers

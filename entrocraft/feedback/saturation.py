@@ -1,66 +1,56 @@
-"""Warnings of a controller that cannot do what was asked: each once in a run, not at every step."""
+"""The saturation monitor: says when rejection has been at its limit for long, and what helps."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Any
-
-from entrocraft.method import EntropyControlWarning
+from dataclasses import dataclass, replace
 
 __all__ = ["SaturationMonitor"]
 
 _SATURATED_BEFORE_WARNING = 20
 
 
+@dataclass(frozen=True)
 class SaturationMonitor:
-    """Watches decisions: warns of rejection at its limit for long, and of updates without votes."""
+    """Watches decisions; each warning is given once in a run.
 
-    def __init__(self) -> None:
-        self._saturated_in_a_row = 0
-        self._warned: set[str] = set()
+    Attributes:
+        saturated_in_a_row: batches until now whose pressure was at its limit, without a break.
+        warned: topics of the warnings that were given.
+    """
 
-    def check(self, metrics: dict[str, float], useful: int, remedies: Sequence[str]) -> None:
+    saturated_in_a_row: int = 0
+    warned: tuple[str, ...] = ()
+
+    def check(
+        self, metrics: dict[str, float], useful: int, remedies: Sequence[str]
+    ) -> tuple[SaturationMonitor, tuple[str, ...]]:
         """Look at one decision.
 
         Args:
             metrics: of the decision; the keys of docs/metrics.md.
             useful: rollouts that carry a gradient in it.
             remedies: what a user can change where rejection is at its limit.
+
+        Returns:
+            The monitor after it, and the texts of new warnings.
         """
-        saturated = metrics["entropy/saturated"] > 0
-        self._saturated_in_a_row = self._saturated_in_a_row + 1 if saturated else 0
-        if self._saturated_in_a_row >= _SATURATED_BEFORE_WARNING:
-            self._warn_once(
-                "saturated",
-                f"entropy control has been saturated for {self._saturated_in_a_row} batches: "
-                f"target {metrics['entropy/target']:.3f}, measured "
-                f"{metrics['entropy/measured']:.3f} nats per token, keeping "
-                f"{metrics['entropy/kept_fraction']:.0%} of the rollouts. The schedule asks for "
-                f"more than rejection can do: {', '.join(remedies[:-1])} or {remedies[-1]}",
+        in_a_row = self.saturated_in_a_row + 1 if metrics["entropy/saturated"] > 0 else 0
+        found = {}
+        if in_a_row >= _SATURATED_BEFORE_WARNING:
+            found["saturated"] = (
+                f"entropy control has been saturated for {in_a_row} batches: target "
+                f"{metrics['entropy/target']:.3f}, measured {metrics['entropy/measured']:.3f} nats "
+                f"per token, keeping {metrics['entropy/kept_fraction']:.0%} of the rollouts. The "
+                "schedule asks for more than rejection can do: "
+                f"{', '.join(remedies[:-1])} or {remedies[-1]}"
             )
         if useful == 0:
-            self._warn_once(
-                "empty",
+            found["empty"] = (
                 "no rollout with a non-zero advantage is left in a batch (logged as "
                 "entropy/empty); its update carries no policy gradient, the optimizer still moves "
-                "by momentum and weight decay",
+                "by momentum and weight decay"
             )
-
-    def _warn_once(self, topic: str, message: str) -> None:
-        if topic not in self._warned:
-            self._warned.add(topic)
-            # _warn_once, check, the controller's _decide and decide: then who called it
-            warnings.warn(message, EntropyControlWarning, stacklevel=5)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what was seen and said, JSON-serializable."""
-        return {
-            "saturated_in_a_row": self._saturated_in_a_row,
-            "warned": sorted(self._warned),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        self._saturated_in_a_row = int(state["saturated_in_a_row"])
-        self._warned = set(state["warned"])
+        new = {topic: text for topic, text in found.items() if topic not in self.warned}
+        warned = tuple(sorted({*self.warned, *new}))
+        return replace(self, saturated_in_a_row=in_a_row, warned=warned), tuple(new.values())

@@ -1,10 +1,9 @@
-"""The target of a run: its schedule, anchored to the first measurement and checked."""
+"""The target of a run: its schedule, relative to the first measurement, and checked."""
 
 from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Any
 
 from entrocraft import schedules
 
@@ -18,11 +17,10 @@ class TargetError(ValueError):
 class Target:
     """Target entropy by optimizer step, for a controller or any closed-loop method.
 
-    >>> goal = Target("linear(initial, 0.5*initial, 100)")
-    >>> goal.target(0) is None
+    >>> target = Target("linear(initial, 0.5*initial, 100)")
+    >>> target.at(50, initial=None) is None
     True
-    >>> goal.anchor(0.8)
-    >>> goal.target(50)
+    >>> target.at(50, initial=0.8)
     0.6000000000000001
 
     Args:
@@ -41,17 +39,18 @@ class Target:
         elif schedule is not None and not callable(schedule):
             raise ValueError(f"schedule must be a callable or text, got {schedule!r}")
         self.schedule = schedule
-        self._initial: float | None = None
         self._max_entropy: float | None = None
         self._steps: int | None = None
-        self._anchored = schedule if self._needs_no_anchor() else None
 
-    def prepare(self, vocabulary: int | None = None, steps: int | None = None) -> None:
-        """Check the schedule before any update; one relative to the start as soon as that is known.
+    def prepare(
+        self, vocabulary: int | None, steps: int | None, initial: float | None = None
+    ) -> None:
+        """Set the limits of a run and check the schedule, if `initial` or no start is needed.
 
         Args:
             vocabulary: number of tokens V; no target can be above log(V).
             steps: optimizer steps of the run; every target up to there is checked.
+            initial: first measured entropy, nats per token; None if not yet measured.
 
         Raises:
             TargetError: a target that is negative, not finite or above log(V).
@@ -61,71 +60,63 @@ class Target:
                 raise ValueError(f"vocabulary must be at least 1 token, got {vocabulary}")
             self._max_entropy = math.log(vocabulary)
         self._steps = steps
-        self._check()
+        self.check(initial)
 
-    def anchor(self, measured: float) -> None:
-        """Take the entropy of a batch, nats per token; only the first one of a run counts.
+    def check(self, initial: float | None) -> None:
+        """Check every target of the run.
 
         Raises:
-            TargetError: a target that is out of range, now that the start is known.
+            TargetError: a target that is negative, not finite or above log(V).
         """
-        if self._initial is None:
-            self._initial = measured
-        if self._anchored is None and self.schedule is not None:
-            # rounding may leave the entropy of a deterministic policy a hair below 0
-            self._anchored = schedules.anchor(self.schedule, max(self._initial, 0.0))
-            self._check()
+        curve = self._curve(initial)
+        for step in range((self._steps or 0) + 1):
+            self._value(curve, step)
 
-    def target(self, step: int) -> float | None:
+    def at(self, step: int, initial: float | None) -> float | None:
         """Target at an optimizer step, nats per token; None while it is not known.
+
+        Args:
+            step: optimizer steps taken.
+            initial: first measured entropy of the run, nats per token.
 
         Raises:
             TargetError: a target that is negative, not finite or above log(V), or a schedule that
                 fails.
         """
-        if self._anchored is None:
+        return self._value(self._curve(initial), step)
+
+    def ahead(self, step: int, steps: int, initial: float | None) -> float | None:
+        """Target `steps` after `step`, or at the run's end if that comes first."""
+        # a plain function of the step need not make sense after the end
+        last = step + steps if self._steps is None else max(self._steps, step)
+        return self.at(min(step + steps, last), initial)
+
+    def _curve(self, initial: float | None) -> schedules.Schedule | None:
+        if self.schedule is None or schedules.is_anchored(self.schedule):
+            return self.schedule
+        # rounding may leave the entropy of a deterministic policy a hair below 0
+        return None if initial is None else schedules.anchor(self.schedule, max(initial, 0.0))
+
+    def _value(self, curve: schedules.Schedule | None, step: int) -> float | None:
+        if curve is None:
             return None
         try:
-            target = float(self._anchored(step))
+            target = float(curve(step))
         except Exception as error:
             raise TargetError(
-                f"the schedule {self._anchored!r} has no number for step {step} "
+                f"the schedule {curve!r} has no number for step {step} "
                 f"({type(error).__name__}: {error}); it is asked for every step of the run from 0 "
                 "to the last, the state after the last one included"
             ) from error
         if not math.isfinite(target) or target < 0:
             raise TargetError(
-                f"the schedule {self._anchored!r} asks for {target} nats per token at step {step}; "
+                f"the schedule {curve!r} asks for {target} nats per token at step {step}; "
                 "a target must be finite and at least 0"
             )
         if self._max_entropy is not None and target > self._max_entropy:
             raise TargetError(
-                f"the schedule {self._anchored!r} asks for {target:.4g} nats per token at step "
+                f"the schedule {curve!r} asks for {target:.4g} nats per token at step "
                 f"{step}, above log(vocabulary) = {self._max_entropy:.4g}, which no policy can "
                 "have; lower the target"
             )
         return target
-
-    def ahead(self, step: int, steps: int) -> float | None:
-        """Target `steps` after `step`, or at the run's end if that comes first."""
-        # a plain function of the step need not make sense after the end
-        last = step + steps if self._steps is None else max(self._steps, step)
-        return self.target(min(step + steps, last))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the first measurement, JSON-serializable."""
-        return {"initial": self._initial}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        self._initial = state["initial"]
-        self._anchored = self.schedule if self._needs_no_anchor() else None
-        if self._initial is not None:
-            self.anchor(self._initial)
-
-    def _needs_no_anchor(self) -> bool:
-        return self.schedule is None or schedules.is_anchored(self.schedule)
-
-    def _check(self) -> None:
-        for step in range((self._steps or 0) + 1):
-            self.target(step)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-__all__ = ["RolloutBatch", "RolloutStats"]
+from entrocraft.rollouts.step import StepInfo
 
-_ALIKE = 1e-6
+__all__ = ["RolloutBatch", "RolloutStats", "clustered_stderr"]
+
+_ONE_REWARD = 1e-6
 # the last digits of a mean in 32 bits, as they are and divided by the 1e-4 that stands in for no
 # standard deviation
 _ROUNDING, _MAGNIFIED = 4e-6, 5e-3
@@ -18,7 +20,7 @@ _ROUNDING, _MAGNIFIED = 4e-6, 5e-3
 
 @dataclass(frozen=True)
 class RolloutStats:
-    """Per-rollout stats over response tokens: all that a decision needs and ranks exchange.
+    """Per-rollout sums over response tokens: all that a decision needs and that ranks exchange.
 
     Every tensor is (B,) float64 except `group` ((B,) int64). `sensitivity` is None unless the
     effect level needs token sensitivities. `token_weight` is what the loss puts on each token of a
@@ -27,7 +29,7 @@ class RolloutStats:
 
     Where advantages differ from token to token, `advantage_tokens` and `advantage_logprob` are
     what `tokens` and `logprob` are with each token counted by its advantage over the rollout's;
-    None: they are alike.
+    None: all tokens of a rollout share its advantage.
     """
 
     advantages: Tensor
@@ -52,7 +54,7 @@ class RolloutStats:
 
     @property
     def active(self) -> Tensor:
-        """(B,) bool: rollouts that a decision counts, with tokens and an advantage other than 0."""
+        """(B,) bool: active rollouts have tokens and an advantage other than 0."""
         return (self.advantages != 0) & (self.tokens > 0)
 
     @property
@@ -69,46 +71,65 @@ class RolloutStats:
             return start.scatter_reduce(0, index, self.rewards.nan_to_num(nan=unknown), which)
 
         high, low = extreme(-math.inf, "amax"), extreme(math.inf, "amin")
-        close = high - low <= _ALIKE * torch.maximum(high.abs(), low.abs())
+        close = high - low <= _ONE_REWARD * torch.maximum(high.abs(), low.abs())
         return (close & torch.isfinite(high) & torch.isfinite(low))[index]
 
     def without_rounding_noise(self) -> RolloutStats:
-        """Put advantages that are nothing but rounding back to the 0 that they stand for.
+        """Set advantages that are nothing but rounding back to the 0 that they stand for.
 
-        In a group that was rewarded alike, with 0.1 for example, the mean can differ from its
-        members by the last digit of 32 bits, and trainers divide that by next to no standard
-        deviation: it would count as a vote. Advantages of such groups that are real, such as raw
-        rewards, are larger and stay.
+        In a group with one reward, 0.1 for example, the mean can differ from its members by the
+        last digit of 32 bits, and trainers divide that by next to no standard deviation. Advantages
+        of such groups that are real, such as raw rewards, are larger and stay.
         """
-        alike = self.constant_reward
-        if self.rewards is None or not bool(alike.any()):
+        constant = self.constant_reward
+        if self.rewards is None or not bool(constant.any()):
             return self
         size = self.rewards.nan_to_num().abs()
-        largest = max(float(self.advantages.abs().max()), float(size[alike].max()))
+        largest = max(float(self.advantages.abs().max()), float(size[constant].max()))
         limit = (_MAGNIFIED * size).clamp(min=_ROUNDING * largest)
-        rounding = alike & (self.advantages.abs() <= limit)
+        rounding = constant & (self.advantages.abs() <= limit)
         return replace(self, advantages=self.advantages.masked_fill(rounding, 0.0))
 
     def mean_entropy(self) -> float:
-        """Token mean of the entropy, nats per token."""
+        """Token mean of the entropy, nats per token.
+
+        Raises:
+            ValueError: the batch has no response token.
+        """
+        if self.total_tokens == 0:
+            raise ValueError(
+                "the batch has no response token inside its mask, so it has no entropy; check the "
+                "mask (true on response tokens)"
+            )
         return float(self.entropy.sum()) / self.total_tokens
 
     def entropy_stderr(self) -> float:
-        """Return the standard error of `mean_entropy`, nats per token.
+        """Standard error of `mean_entropy`, nats per token; infinite below two prompts.
 
         The ratio estimator over independent clusters: prompts if `group` is known, else rollouts;
         those without tokens do not count.
         """
-        residual = (self.entropy - self.mean_entropy() * self.tokens)[self.tokens > 0]
-        if self.group is not None:
-            _, index = torch.unique(self.group[self.tokens > 0], return_inverse=True)
-            clusters = torch.zeros(int(index.max()) + 1, dtype=residual.dtype)
-            residual = clusters.index_add_(0, index, residual)
-        count = len(residual)
-        if count < 2:
-            return math.inf
-        spread = float(residual.square().sum()) * count / (count - 1)
-        return math.sqrt(spread) / self.total_tokens
+        residual = (self.entropy - self.mean_entropy() * self.tokens) / self.total_tokens
+        return clustered_stderr(residual, self.tokens > 0, self.group)
+
+
+def clustered_stderr(residual: Tensor, counted: Tensor, group: Tensor | None) -> float:
+    """Standard error of the sum of residuals (B,) over independent groups.
+
+    Args:
+        residual: (B,), what each rollout adds to the estimate's error.
+        counted: (B,) bool, rollouts that are part of the estimate.
+        group: (B,), an integer for each prompt; None takes each rollout as independent.
+    """
+    residual = residual[counted]
+    if group is not None:
+        _, index = torch.unique(group[counted], return_inverse=True)
+        clusters = torch.zeros(int(index.max()) + 1, dtype=residual.dtype)
+        residual = clusters.index_add_(0, index, residual)
+    count = len(residual)
+    return (
+        math.sqrt(float(residual.square().sum()) * count / (count - 1)) if count > 1 else math.inf
+    )
 
 
 @dataclass(frozen=True)
@@ -117,7 +138,7 @@ class RolloutBatch:
 
     Attributes:
         step: optimizer steps taken before this batch; the schedule's clock.
-        advantages: (B,), from any estimator; 0 means no vote.
+        advantages: (B,), from any estimator; a rollout with advantage 0 is not active.
         mask: (B, T), true on the policy's own response tokens; padding and tool tokens are outside.
         logprobs: (B, T), log-probability of each sampled token under the policy that is about to be
             updated, at the sampling temperature.
@@ -125,18 +146,16 @@ class RolloutBatch:
             or None: then the mean of -logprobs estimates it (unbiased if nothing truncates the
             sampling).
         sensitivity: (B, T), nats per unit of advantage (see `entrocraft.effects`), or None; needed
-            by the levels `logit` and `gradient`.
+            by the level `logit`.
         rewards: (B,), raw rewards, or None; NaN marks an unscorable rollout. Needed by the rule
             `switch`.
         group: (B,), an integer for each prompt, or None; sharpens the standard error.
         token_weight: (B,), what the loss puts on each token of a rollout, up to a common factor, or
             None: the same on all. A loss that averages over each rollout's tokens first puts 1
             over their number.
-        drift: nats already under way from the optimizer's momentum, or None.
         optimizer_steps: optimizer steps that this batch will be used for; a fraction where several
             rollout batches make one step.
-        momentum: factor by which what is under way in the optimizer shrinks from step to step
-            (beta1 of Adam, momentum of SGD), or None if it is not known: then 0.9 is taken.
+        momentum: of the optimizer, see `StepInfo`; None if it is not known.
     """
 
     step: int
@@ -148,9 +167,12 @@ class RolloutBatch:
     rewards: Tensor | None = None
     group: Tensor | None = None
     token_weight: Tensor | None = None
-    drift: float | None = None
     optimizer_steps: float = 1
     momentum: float | None = None
+
+    def step_info(self) -> StepInfo:
+        """Return the batch's position in the run."""
+        return StepInfo(self.step, self.optimizer_steps, self.momentum)
 
     def stats(self) -> RolloutStats:
         """Check the batch and add its tokens up, in float64 on the CPU.
@@ -212,8 +234,6 @@ class RolloutBatch:
                     f"{field.name} has shape {tuple(value.shape)}, expected {wanted} "
                     f"({'(B,)' if per_row else '(B, T)'} as given by mask)"
                 )
-        if not self.optimizer_steps > 0:
-            raise ValueError(f"optimizer_steps must be above 0, got {self.optimizer_steps}")
 
 
 def _finite_rows(name: str, values: Tensor) -> Tensor:

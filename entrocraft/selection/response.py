@@ -1,74 +1,147 @@
-"""What one rollout batch lets a rule choose from, and what each choice is predicted to do."""
+"""The response of a batch: pressure -> expected entropy change of the rollouts that are kept."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from entrocraft.rollouts import RolloutStats
+from entrocraft.effects import BatchMeans, rollout_effects
+from entrocraft.rollouts.batch import RolloutStats
 from entrocraft.selection.rules import SUCCESS, Rule, RuleInput, Selection
-from entrocraft.selection.sampling import Sampling
+from entrocraft.selection.sampling import SelectionSettings
 
-__all__ = ["Response", "constant_reward_groups"]
+__all__ = ["Response", "joining_advantages", "rule_input"]
 
-
-@dataclass(frozen=True)
-class Response:
-    """What a rule can choose from in one batch, and what each choice is predicted to do.
-
-    `unit` (B,): effect of an advantage of 1 over all steps of the batch; `spare` (B,) bool.
-    """
-
-    rule: Rule
-    ballot: RuleInput
-    drawing: Sampling
-    unit: Tensor
-    tokens: Tensor
-    spare: Tensor
-
-    @property
-    def effects(self) -> Tensor:
-        """(B,) effects with the advantages on offer."""
-        return self.ballot.effects
-
-    @property
-    def size(self) -> float:
-        """Sum of the absolute effects over all steps of the batch."""
-        verdict, votes = self.select(0.0)
-        return float((self.unit * verdict.advantages)[votes].abs().sum())
-
-    def select(self, pressure: float) -> tuple[Selection, Tensor]:
-        """Selection, and the rollouts (B,) bool that carry a vote in it."""
-        verdict = self.rule.select(self.ballot, pressure)
-        return verdict, (verdict.advantages != 0) & (self.tokens > 0)
-
-    def kept(self, verdict: Selection, weights: Tensor) -> Tensor:
-        """(2, B) effects of the weighted advantages: of the positive ones, of the negative ones."""
-        trained = verdict.advantages * weights
-        return torch.stack([self.unit * trained.clamp(min=0), self.unit * trained.clamp(max=0)])
-
-    def reach(self, pressure: float) -> tuple[float, float]:
-        """Expected stats of the kept effects under a pressure, by sign of the advantage."""
-        verdict, votes = self.select(pressure)
-        weights = self.drawing.expected(verdict.probabilities, votes, self.tokens, self.spare)
-        positive, negative = self.kept(verdict, weights).sum(1).tolist()
-        return positive, negative
+_HALF_GRID = 16  # pressures on either side of 0, closer together near it
 
 
-def constant_reward_groups(stats: RolloutStats) -> Tensor:
-    """Raw rewards, +1 or -1, of rollouts whose whole group was rewarded alike; 0 elsewhere: (B,).
+def joining_advantages(stats: RolloutStats) -> Tensor:
+    """Raw rewards, +1 or -1, of rollouts in groups with one reward; 0 elsewhere: (B,).
 
     Raises:
         ValueError: the batch has no rewards or no groups.
     """
     if stats.rewards is None or stats.group is None:
         raise ValueError(
-            "constant_reward_groups trains on raw rewards of whole groups; put RolloutBatch.rewards (B,) "
-            "and RolloutBatch.group (B,) into the batch, or leave constant_reward_groups off"
+            "constant_reward_groups trains on raw rewards of whole groups; put "
+            "RolloutBatch.rewards (B,) and RolloutBatch.group (B,) into the batch, or leave "
+            "constant_reward_groups off"
         )
-    uniform = stats.constant_reward & torch.isfinite(stats.rewards)
+    constant = stats.constant_reward & torch.isfinite(stats.rewards)
     silent = (stats.advantages == 0) & (stats.tokens > 0)
     raw = torch.where(stats.rewards >= SUCCESS, 1.0, -1.0).double()
-    return torch.where(uniform & silent, raw, torch.zeros_like(raw))
+    return torch.where(constant & silent, raw, torch.zeros_like(raw))
+
+
+def rule_input(
+    stats: RolloutStats,
+    level: str,
+    scale: float,
+    settings: SelectionSettings,
+    means: BatchMeans | None = None,
+) -> RuleInput:
+    """Return what a rule looks at, for a whole batch or, with the whole's `means`, a part of it."""
+    joining = joining_advantages(stats) if settings.constant_reward_groups else None
+    advantages = stats.advantages if joining is None else stats.advantages + joining
+    effects = rollout_effects(replace(stats, advantages=advantages), level, means)
+    return RuleInput(stats.advantages, effects, scale, stats.rewards, joining)
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a rule can choose from in one batch, and what each pressure is expected to do.
+
+    Attributes:
+        rule: the rejection rule.
+        given: what it looks at.
+        settings: how keep probabilities become weights.
+        unit: (B,), effect of an advantage of 1 over all optimizer steps of the batch.
+        tokens: (B,), response tokens.
+        limit: largest pressure.
+    """
+
+    rule: Rule
+    given: RuleInput
+    settings: SelectionSettings
+    unit: Tensor
+    tokens: Tensor
+    limit: float
+
+    @property
+    def joining(self) -> Tensor | None:
+        """(B,) bool: rollouts that plain RL would not train on; None if none may join."""
+        return None if self.given.joining is None else self.given.joining != 0
+
+    @cached_property
+    def size(self) -> float:
+        """Sum of the absolute effects of the active rollouts over all steps of the batch."""
+        selection, active = self.select(0.0)
+        return float((self.unit * selection.advantages)[active].abs().sum())
+
+    def select(self, pressure: float) -> tuple[Selection, Tensor]:
+        """Selection under a pressure, and the rollouts (B,) bool that are active in it."""
+        selection = self.rule.select(self.given, pressure)
+        return selection, (selection.advantages != 0) & (self.tokens > 0)
+
+    def kept(self, selection: Selection, weights: Tensor) -> Tensor:
+        """(2, B) effects of the weighted advantages: of the positive ones, of the negative ones."""
+        trained = selection.advantages * weights
+        return torch.stack([self.unit * trained.clamp(min=0), self.unit * trained.clamp(max=0)])
+
+    @cached_property
+    def _grid(self) -> tuple[Tensor, Tensor]:
+        """Pressures (n,), rising, and expected sums of the kept effects (n, 2)."""
+        half = torch.arange(-_HALF_GRID, _HALF_GRID + 1, dtype=torch.float64) / _HALF_GRID
+        pressures = self.limit * half.abs() * half
+        sums = []
+        for pressure in pressures.tolist():
+            selection, active = self.select(pressure)
+            weights = self.settings.expected(
+                selection.probabilities, active, self.tokens, self.joining
+            )
+            sums.append(self.kept(selection, weights).sum(1))
+        return pressures, torch.stack(sums)
+
+    def at(self, pressure: float) -> tuple[float, float]:
+        """Expected sums of the kept effects, of positive and of negative advantages.
+
+        Between the pressures of the grid, the straight line.
+        """
+        pressures, sums = self._grid
+        place = int(torch.searchsorted(pressures, pressure).clamp(1, len(pressures) - 1))
+        low, high = float(pressures[place - 1]), float(pressures[place])
+        share = min(max((pressure - low) / (high - low), 0.0), 1.0)
+        found = (1 - share) * sums[place - 1] + share * sums[place]
+        return cast("tuple[float, float]", tuple(found.tolist()))
+
+    def solve(self, gains: tuple[float, float], wanted: float) -> tuple[float, float]:
+        """Pressure at which the kept effects times the gains sum to `wanted`, and what it gives.
+
+        Args:
+            gains: nats per unit of effect, of positive and of negative advantages.
+            wanted: nats per token.
+
+        Returns:
+            (pressure, nats): the smallest pressure that gives `wanted`, or the limit and what it
+            gives if `wanted` is out of reach.
+        """
+        pressures, sums = self._grid
+        nats = sums @ torch.tensor(gains, dtype=torch.float64)
+        plain = float(nats[_HALF_GRID])
+        if wanted == plain:
+            return 0.0, plain
+        side = 1.0 if wanted > plain else -1.0
+        order = slice(_HALF_GRID, None) if side > 0 else torch.arange(_HALF_GRID, -1, -1)
+        points, values = pressures[order], side * nats[order]
+        beyond = (values >= side * wanted).nonzero()
+        if not len(beyond):
+            return side * self.limit, float(side * values[-1])
+        place = max(int(beyond[0]), 1)
+        low, high = float(values[place - 1]), float(values[place])
+        share = (side * wanted - low) / (high - low) if high > low else 1.0
+        pressure = (1 - share) * float(points[place - 1]) + share * float(points[place])
+        return pressure, wanted

@@ -1,32 +1,15 @@
-"""Which rollouts enter the update: effects and a pressure in, keep probabilities out.
-
-The pressure is one signed number: positive wants more entropy, zero is plain RL.
-"""
+"""Rejection rules: advantages, predicted effects and a pressure in, keep probabilities out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    "RULES",
-    "SUCCESS",
-    "Rule",
-    "RuleInput",
-    "Selection",
-    "Sign",
-    "Switch",
-    "Tilt",
-    "get_rule",
-    "solve_tilt",
-    "tilt",
-]
-
+__all__ = ["RULES", "SUCCESS", "Rule", "RuleInput", "Selection", "Sign", "Switch", "Tilt", "tilt"]
 
 SUCCESS = 0.5
 """Raw reward from which on a rollout counts as a success: right for {0, 1} and for {-1, 1}."""
@@ -34,47 +17,46 @@ SUCCESS = 0.5
 
 @dataclass(frozen=True)
 class RuleInput:
-    """What a rule may look at. All tensors are (B,) float64.
+    """What a rule looks at. All tensors are (B,) float64.
 
-    `effects`: predicted entropy change of each rollout; `scale`: slow average of their mean size,
-    same unit; `rewards`: raw rewards or None; `spare`: advantages that rollouts without a vote may
-    get, 0 elsewhere (their `effects` are those of the spare advantages), or None.
+    Attributes:
+        advantages: of the estimator.
+        effects: predicted entropy change of each rollout, with the advantages that it would carry.
+        scale: slow average of the effects' mean size, same unit.
+        rewards: raw rewards, or None.
+        joining: advantages that rollouts of constant-reward groups may join the update with, 0
+            elsewhere; None if they may not.
     """
 
     advantages: Tensor
     effects: Tensor
     scale: float
     rewards: Tensor | None = None
-    spare: Tensor | None = None
+    joining: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Keep probabilities (B,) in [0, 1], and the advantages (B,) that the kept rollouts carry."""
+    """Keep probabilities (B,) in [0, 1], and the advantages (B,) that kept rollouts carry."""
 
     probabilities: Tensor
     advantages: Tensor
 
 
 class Rule(Protocol):
-    """An acceptance rule."""
+    """A rejection rule; what it does to a rollout depends on that rollout and the pressure alone.
 
-    @property
-    def name(self) -> str:
-        """What it is called in settings and logs."""
-        ...
+    Attributes:
+        name: in settings and logs.
+        effect: the effect level that it is made for.
+        deadband: whether it wants a pressure of -1, 0 or 1 from a band.
+    """
 
-    @property
-    def effect(self) -> str:
-        """The effect level it is made for."""
-        ...
+    name: ClassVar[str]
+    effect: ClassVar[str]
+    deadband: ClassVar[bool]
 
-    @property
-    def deadband(self) -> bool:
-        """Whether it wants a pressure of -1, 0 or 1 from a band."""
-        ...
-
-    def select(self, ballot: RuleInput, pressure: float) -> Selection:
+    def select(self, given: RuleInput, pressure: float) -> Selection:
         """Return keep probabilities and advantages for this pressure."""
         ...
 
@@ -96,72 +78,35 @@ def tilt(effects: Tensor, rate: float) -> Tensor:
     return torch.exp(-abs(rate) * against)
 
 
-def solve_tilt(effects: Tensor, change: float) -> tuple[float, float]:
-    """Find the `rate` for which `tilt` keeps ``sum_j a_j effect_j == change``.
-
-    Returns:
-        (rate, shortfall): the signed rate (infinite if even dropping every opposing rollout is not
-        enough) and the part of `change` that stays out of reach, in the unit of the effects.
-    """
-    effects = effects.double()
-    plain = float(effects.sum())
-    if change == plain:
-        return 0.0, 0.0
-    sign = 1.0 if change > plain else -1.0
-    best = float(effects[sign * effects > 0].sum())
-    if sign * change >= sign * best:
-        return sign * math.inf, change - best
-    size = float(effects.abs().max())
-    low, high = 0.0, 1.0 / size
-
-    def reached(rate: float) -> bool:
-        return sign * float((tilt(effects, sign * rate) * effects).sum()) >= sign * change
-
-    while not reached(high):
-        low, high = high, 2 * high
-        if not math.isfinite(high):
-            return sign * math.inf, change - best
-    for _ in range(200):
-        middle = 0.5 * (low + high)
-        if middle in (low, high):
-            break
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return sign * high, 0.0
-
-
 @dataclass(frozen=True)
 class Tilt:
     """Keep rollout j with probability ``exp(-|pressure| c_j / scale)``; see `tilt`. The default.
 
-    No voter's probability falls below `floor`: a rare rollout with a large effect, such as the only
-    success of a batch, is never locked out for good. Spare rollouts that push the wanted way are
-    admitted with probability ``1 - exp(-|pressure| |effect| / scale)``, the others never.
+    No active rollout's probability falls below `floor`: a rare rollout with a large effect, such as
+    the only success of a batch, is never locked out for good. Joining rollouts that push the wanted
+    way are admitted with probability ``1 - exp(-|pressure| |effect| / scale)``, the others never.
     """
 
+    name: ClassVar[str] = "tilt"
+    effect: ClassVar[str] = "sampled"
+    deadband: ClassVar[bool] = False
     floor: float = 0.02
-    name: str = "tilt"
-    effect: str = "logit"
-    deadband: bool = False
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.floor < 1:
-            raise ValueError(f"floor must be a probability in [0, 1), got {self.floor}")
-
-    def select(self, ballot: RuleInput, pressure: float) -> Selection:
+    def select(self, given: RuleInput, pressure: float) -> Selection:
         """Tilt by the pressure in units of the effects' usual size."""
-        if ballot.scale > 0 and pressure != 0:
+        if given.scale > 0 and pressure != 0:
             # dividing the effects, not the pressure: neither tiny nor huge effects overflow
-            sizes = ballot.effects / ballot.scale
+            sizes = given.effects / given.scale
             probabilities = tilt(sizes, pressure).clamp(min=self.floor)
         else:
-            sizes, probabilities = ballot.effects, torch.ones_like(ballot.effects)
-        if ballot.spare is None:
-            return Selection(probabilities, ballot.advantages)
+            sizes, probabilities = given.effects, torch.ones_like(given.effects)
+        if given.joining is None:
+            return Selection(probabilities, given.advantages)
         admitted = 1 - tilt(sizes, -pressure) if pressure != 0 else torch.zeros_like(sizes)
-        is_spare = ballot.spare != 0
+        joins = given.joining != 0
         return Selection(
-            torch.where(is_spare, admitted, probabilities),
-            torch.where(is_spare, ballot.spare, ballot.advantages),
+            torch.where(joins, admitted, probabilities),
+            torch.where(joins, given.joining, given.advantages),
         )
 
 
@@ -173,14 +118,14 @@ class Sign:
     Rollouts with an advantage of 0 are always kept.
     """
 
-    name: str = "sign"
-    effect: str = "sign"
-    deadband: bool = True
+    name: ClassVar[str] = "sign"
+    effect: ClassVar[str] = "sign"
+    deadband: ClassVar[bool] = True
 
-    def select(self, ballot: RuleInput, pressure: float) -> Selection:
+    def select(self, given: RuleInput, pressure: float) -> Selection:
         """Reject every rollout whose advantage has the unwanted sign."""
-        keep = -pressure * ballot.advantages >= 0
-        return Selection(keep.double(), ballot.advantages)
+        keep = -pressure * given.advantages >= 0
+        return Selection(keep.double(), given.advantages)
 
 
 @dataclass(frozen=True)
@@ -193,39 +138,24 @@ class Switch:
     same).
     """
 
+    name: ClassVar[str] = "switch"
+    effect: ClassVar[str] = "sign"
+    deadband: ClassVar[bool] = True
     success: float = SUCCESS
-    name: str = "switch"
-    effect: str = "sign"
-    deadband: bool = True
 
-    def select(self, ballot: RuleInput, pressure: float) -> Selection:
+    def select(self, given: RuleInput, pressure: float) -> Selection:
         """Swap the advantages for raw rewards and keep the sign that the pressure asks for."""
-        if ballot.rewards is None:
+        if given.rewards is None:
             raise ValueError(
                 "rule 'switch' trains on raw rewards outside its band; put RolloutBatch.rewards "
                 "(B,) into the batch, or choose rule='tilt' or rule='sign'"
             )
         if pressure == 0:
-            return Selection(torch.ones_like(ballot.advantages), ballot.advantages)
-        raw = torch.where(ballot.rewards >= self.success, 1.0, -1.0).double()
-        raw = torch.where(torch.isnan(ballot.rewards), torch.zeros_like(raw), raw)
+            return Selection(torch.ones_like(given.advantages), given.advantages)
+        raw = torch.where(given.rewards >= self.success, 1.0, -1.0).double()
+        raw = torch.where(torch.isnan(given.rewards), torch.zeros_like(raw), raw)
         return Selection((-pressure * raw >= 0).double(), raw)
 
 
-RULES: dict[str, Callable[[], Rule]] = {"tilt": Tilt, "sign": Sign, "switch": Switch}
-"""Acceptance rules by name."""
-
-
-def get_rule(rule: str | Rule) -> Rule:
-    """Return the rule of this name, or the rule itself.
-
-    Raises:
-        ValueError: an unknown name, or no rule at all; the message lists the known ones.
-    """
-    if not isinstance(rule, str) and hasattr(rule, "judge"):
-        return rule
-    if rule not in RULES:
-        raise ValueError(
-            f"unknown rule {rule!r}; choose one of {', '.join(RULES)} or None for plain RL"
-        )
-    return RULES[rule]()
+RULES = ("tilt", "sign", "switch")
+"""Rejection rules by name."""

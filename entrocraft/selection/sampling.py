@@ -1,42 +1,52 @@
-"""From keep probabilities to the weights that multiply the advantages."""
+"""Sampling: from keep probabilities to the weights that multiply the advantages."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Sampling", "systematic_draw"]
+__all__ = ["SelectionSettings", "systematic_draw"]
 
 _LARGEST_WEIGHT = 10.0
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How keep probabilities become weights.
+class SelectionSettings:
+    """How rollouts are selected under a given pressure.
 
     Args:
+        floor: for the rule tilt: least keep probability of an active rollout.
+        constant_reward_groups: for the rule tilt: let rollouts of groups in which all succeeded or
+            all failed, whose advantage is 0, join with raw rewards (+1, -1) when they push the
+            wanted way. Needs rewards and groups.
         draw: True keeps or rejects each rollout by chance; False weighs each by its probability.
         correction: kappa in [0, 1]: a rollout kept with probability a is weighed by
             ``a ** -kappa``, at most 10. 1 makes the expected gradient that of plain RL, and so
             undoes the control that rejection had.
-        effective_batch: rollouts with a vote to keep, at most; a batch that leaves more is thinned
+        effective_batch: active rollouts to keep, at most; a batch that leaves more is thinned
             by chance, all alike, so that every update sees the same number; None keeps all.
-        renormalize: "none"; "rollouts" or "tokens" scale what is kept by the share that carried a
-            vote and was rejected, so that the loss of a smaller batch comes out (at most 10 times).
+        renormalize: "none"; "rollouts" or "tokens" scale what is kept by the share of active
+            rollouts that was rejected, so that the loss of a smaller batch comes out (at most 10
+            times).
 
     Raises:
         ValueError: a setting out of range, or two that exclude each other.
     """
 
+    floor: float = 0.02
+    constant_reward_groups: bool = False
     draw: bool = True
     correction: float = 0.0
     effective_batch: int | None = None
-    renormalize: str = "none"
+    renormalize: Literal["none", "rollouts", "tokens"] = "none"
 
     def __post_init__(self) -> None:
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"floor must be a probability in [0, 1), got {self.floor}")
         if not 0 <= self.correction <= 1:
             raise ValueError(
                 f"correction must be in [0, 1], got {self.correction}; 0 leaves kept rollouts as "
@@ -57,59 +67,59 @@ class Sampling:
                 "rollout stays, only weighed down"
             )
 
-    def thinned(self, probabilities: Tensor, votes: Tensor) -> Tensor:
-        """Scale the voters' probabilities (B,) until they add up to `effective_batch` at most."""
+    def thinned(self, probabilities: Tensor, active: Tensor) -> Tensor:
+        """Scale the active rollouts' probabilities (B,) until they add up to `effective_batch` at most."""
         if self.effective_batch is None:
             return probabilities
-        left = float(probabilities[votes].sum())
+        left = float(probabilities[active].sum())
         share = min(1.0, self.effective_batch / left) if left > 0 else 1.0
-        return torch.where(votes, probabilities * share, probabilities)
+        return torch.where(active, probabilities * share, probabilities)
 
     def expected(
-        self, probabilities: Tensor, votes: Tensor, tokens: Tensor, spare: Tensor | None = None
+        self, probabilities: Tensor, active: Tensor, tokens: Tensor, joining: Tensor | None = None
     ) -> Tensor:
         """Return the expected weights (B,) of keep probabilities (B,); see `weights`."""
-        kept = self.thinned(probabilities, votes)
-        return kept * self._scaled(probabilities, kept, votes, tokens, spare)
+        kept = self.thinned(probabilities, active)
+        return kept * self._scaled(probabilities, kept, active, tokens, joining)
 
     def weights(
         self,
         probabilities: Tensor,
-        votes: Tensor,
+        active: Tensor,
         tokens: Tensor,
         order: Tensor,
         uniform: float,
-        spare: Tensor | None = None,
+        joining: Tensor | None = None,
     ) -> Tensor:
         """Draw, or weigh: (B,) float64.
 
         Args:
             probabilities: (B,) keep probabilities of a rule.
-            votes: (B,) bool, the rollouts that a decision counts.
+            active: (B,) bool, rollouts with tokens and an advantage other than 0.
             tokens: (B,) response tokens.
             order: a permutation; the draw is balanced in every stretch of it.
             uniform: one number in [0, 1), all the chance that a decision needs.
-            spare: (B,) bool, voters that plain RL would not train on: they make up for nothing that
-                was rejected, and correction leaves them alone; None for none.
+            joining: (B,) bool, active rollouts that plain RL would not train on: they make up for
+                nothing that was rejected, and correction leaves them alone; None for none.
         """
-        kept = self.thinned(probabilities, votes)
+        kept = self.thinned(probabilities, active)
         if self.draw:
             kept = systematic_draw(kept, uniform, order).double()
-        return kept * self._scaled(probabilities, kept, votes, tokens, spare)
+        return kept * self._scaled(probabilities, kept, active, tokens, joining)
 
     def _scaled(
         self,
         probabilities: Tensor,
         kept: Tensor,
-        votes: Tensor,
+        active: Tensor,
         tokens: Tensor,
-        spare: Tensor | None,
+        joining: Tensor | None,
     ) -> Tensor:
         """What correction and renormalization multiply the kept rollouts by: (B,)."""
         corrected = self._corrected(probabilities)
-        if spare is not None:
-            corrected, votes = corrected.masked_fill(spare, 1.0), votes & ~spare
-        return corrected * self._factor(kept, votes, tokens)
+        if joining is not None:
+            corrected, active = corrected.masked_fill(joining, 1.0), active & ~joining
+        return corrected * self._factor(kept, active, tokens)
 
     def _corrected(self, probabilities: Tensor) -> Tensor:
         if self.correction == 0:
@@ -117,11 +127,11 @@ class Sampling:
         # a rollout of probability 0 is never kept: any finite weight will do
         return probabilities.clamp(min=1e-300).pow(-self.correction).clamp(max=_LARGEST_WEIGHT)
 
-    def _factor(self, kept: Tensor, votes: Tensor, tokens: Tensor) -> float:
+    def _factor(self, kept: Tensor, active: Tensor, tokens: Tensor) -> float:
         if self.renormalize == "none":
             return 1.0
         size = torch.ones_like(tokens) if self.renormalize == "rollouts" else tokens
-        left = float((size * torch.where(votes, kept, 1.0)).sum())
+        left = float((size * torch.where(active, kept, 1.0)).sum())
         factor = float(size.sum()) / left if left else math.inf
         return min(factor, _LARGEST_WEIGHT)
 

@@ -1,0 +1,87 @@
+"""Deadband control: full pressure outside a band around the target, none inside (bang-bang)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from entrocraft.feedback.situation import Pressure, Situation
+from entrocraft.rollouts.step import StepInfo
+
+__all__ = ["Band", "Deadband"]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Offsets from the target in nats per token."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, band: float | tuple[float, float] | list[float]) -> Band:
+        """Read a half-width, or a (low, high) pair of offsets.
+
+        Raises:
+            ValueError: not finite, or the lower bound above the upper bound.
+        """
+        if isinstance(band, (int, float)) and not isinstance(band, bool):
+            if not (math.isfinite(band) and band >= 0):
+                raise ValueError(f"band must be a half-width of at least 0 nats, got {band}")
+            return cls(-float(band), float(band))
+        if not isinstance(band, (tuple, list)) or len(band) != 2:
+            raise ValueError(f"band must be a half-width or a (low, high) pair, got {band!r}")
+        low, high = (float(edge) for edge in band)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"band edges must be finite, got ({low}, {high})")
+        if low > high:
+            raise ValueError(
+                f"the band's lower bound {low:g} is above its upper bound {high:g}; give (low, "
+                "high) as offsets from the target, e.g. (-0.05, 0.05)"
+            )
+        return cls(low, high)
+
+
+class Deadband:
+    """The band of the Entrocraft paper (arXiv 2604.26326): pressure -1 above it, +1 below it.
+
+    It looks at the batch's own measurement and step, and has no memory.
+
+    Args:
+        band: half-width around the target, or (low, high) offsets from it, nats per token.
+    """
+
+    limit = 1.0
+
+    def __init__(self, band: Band) -> None:
+        self.band = band
+
+    def start(self) -> None:
+        """Return the state before the first batch: none."""
+
+    def choose(self, state: None, situation: Situation) -> tuple[Pressure, None, dict[str, float]]:
+        """Compare the measurement with the band's edges."""
+        target = situation.target(0)
+        low, high = target + self.band.low, target + self.band.high
+        metrics = {"entropy/low": low, "entropy/high": high}
+        if not 0 < situation.response.size < math.inf:
+            return Pressure(0.0), None, metrics
+        value = float(situation.measured < low) - float(situation.measured > high)
+        return Pressure(value, saturated=value != 0), None, metrics
+
+    def applied(
+        self, state: None, effects: tuple[float, float], spread: float, step: StepInfo
+    ) -> tuple[None, dict[str, float]]:
+        """Learn nothing from what enters the update."""
+        return None, {}
+
+    def post_update(self, state: None, change: float, stderr: float, trained: bool) -> None:
+        """Learn nothing from a measured change."""
+
+    def state_dict(self, state: None) -> dict[str, Any]:
+        """Return no state."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Ignore a state."""

@@ -1,0 +1,47 @@
+"""When a rollout batch is used, and what the optimizer's momentum does meanwhile."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["StepInfo"]
+
+_USUAL_MOMENTUM = 0.9  # Adam's, where the trainer does not tell
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """Position of one rollout batch in the run.
+
+    Args:
+        step: optimizer steps taken before this batch; the schedule counts in these.
+        optimizer_steps: optimizer steps that the batch is used for; a fraction where several
+            rollout batches make one step.
+        momentum: factor by which the pending change in the optimizer shrinks from step to step
+            (Adam's beta1, SGD's momentum); None if it is not known: then 0.9 is taken.
+
+    Raises:
+        ValueError: a number out of range; the message names it.
+    """
+
+    step: int
+    optimizer_steps: float = 1
+    momentum: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.step) and self.step >= 0):
+            raise ValueError(f"step must be at least 0 optimizer steps, got {self.step}")
+        if not 0 < self.optimizer_steps < math.inf:
+            raise ValueError(
+                f"optimizer_steps must be above 0 and finite, got {self.optimizer_steps}"
+            )
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ValueError(
+                f"momentum must be in [0, 1), got {self.momentum}; None if it is not known"
+            )
+
+    @property
+    def decay(self) -> float:
+        """Momentum, or Adam's usual 0.9 where it is not known."""
+        return _USUAL_MOMENTUM if self.momentum is None else self.momentum
