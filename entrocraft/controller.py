@@ -282,9 +282,7 @@ class EntropyController(Method):
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         # ordered by effect, the draw is balanced in every range of effects: its sum stays on plan
         order = torch.argsort(response.given.effects, stable=True)
-        return self.selection.weights(
-            selection.probabilities, active, response.tokens, order, uniform, response.joining
-        )
+        return self.selection.weights(selection.probabilities, active, order, uniform)
 
     def post_update(self, change: float, stderr: float, trained: bool = True) -> None:
         """Take the measured change of the entropy by the last update; see `Method.post_update`."""
