@@ -22,7 +22,7 @@ from entrocraft.rollouts import RolloutStats, StepInfo
 __all__ = ["Adapter", "Processes", "ScoredTokens", "run_decision", "run_remeasure"]
 
 _T = TypeVar("_T")
-_COLUMNS = ("advantages", "tokens", "logprob", "entropy", "sensitivity")
+_COLUMNS = ("advantages", "tokens", "logprob", "entropy", "sensitivity", "rewards", "group")
 
 
 class Processes:
@@ -106,7 +106,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def complete(self, stats: RolloutStats) -> RolloutStats:
-        """Add what is known of all processes' rollouts: rewards, groups, the loss's weights."""
+        """Add what all processes know of all rollouts: rewards, groups, the loss's weights."""
 
     @abstractmethod
     def step_info(self) -> StepInfo:
@@ -147,15 +147,12 @@ def run_decision(adapter: Adapter) -> Decision | None:
     """
     processes = adapter.processes
     local = processes.together(adapter.local_stats)
-    names = [name for name in _COLUMNS if getattr(local, name) is not None]
-    columns = processes.gather(torch.stack([getattr(local, name) for name in names], dim=1))
+    rows = slice(None)
     if processes.count > 1:
         sizes = processes.gather(torch.tensor([float(len(local))]))
         start = int(sizes[: processes.index].sum())
-        local = RolloutStats(**{name: columns[:, i] for i, name in enumerate(names)})
-        rows = slice(start, start + int(sizes[processes.index]))
-    else:
-        rows = slice(None)
+        rows = slice(start, start + len(local))
+        local = _gathered(processes, local)
     stats = adapter.complete(local).without_rounding_noise()
     if stats.total_tokens == 0:
         return None
@@ -164,6 +161,16 @@ def run_decision(adapter: Adapter) -> Decision | None:
     adapter.write(decision, advantages[rows], stats)
     adapter.log(decision.metrics)
     return decision
+
+
+def _gathered(processes: Processes, local: RolloutStats) -> RolloutStats:
+    """All processes' rollouts; what `Adapter.complete` adds is not exchanged."""
+    names = [name for name in _COLUMNS if getattr(local, name) is not None]
+    columns = torch.stack([getattr(local, name).double() for name in names], dim=1)
+    found = dict(zip(names, processes.gather(columns).unbind(1), strict=True))
+    if "group" in found:
+        found["group"] = found["group"].long()
+    return RolloutStats(**found)
 
 
 def run_remeasure(adapter: Adapter, before: ScoredTokens, trained: Tensor) -> None:
