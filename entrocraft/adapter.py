@@ -70,13 +70,15 @@ class Processes:
 class ScoredTokens:
     """Log-probabilities and entropies of rollouts under one policy, (b, T) nats each.
 
-    `mask` (b, T) is true on response tokens, `prompts` (b,) numbers the prompts of this process.
+    `mask` (b, T) is true on response tokens, `prompts` (b,) numbers the prompts over all processes;
+    `spread` tells whether a prompt's rollouts may lie on several processes.
     """
 
     mask: Tensor
     logprobs: Tensor
     entropies: Tensor
     prompts: Tensor
+    spread: bool = False
 
     def rows(self, chosen: Tensor) -> ScoredTokens:
         """Return some of the rollouts."""
@@ -185,8 +187,8 @@ def run_remeasure(adapter: Adapter, before: ScoredTokens, trained: Tensor) -> No
         trained: (b,) advantages as trained on.
     """
     processes, step = adapter.processes, adapter.step_info().step
-    prompts, sizes = torch.unique(before.prompts, return_counts=True)
-    if processes.count > 1 and len(set(sizes.tolist())) > 1:
+    prompts = torch.unique(before.prompts)
+    if before.spread:
         chosen = torch.arange(len(before.prompts))
     else:
         picked = choose_prompts(adapter.method, step, len(prompts), processes.index)

@@ -313,7 +313,7 @@ class EntropyController(Method):
             "initial": state.initial,
             "scale": state.scale,
             "feedback": self.feedback.state_dict(state.feedback),
-            "monitor": asdict(state.monitor),
+            "monitor": {**asdict(state.monitor), "warned": list(state.monitor.warned)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -147,9 +147,12 @@ class GenerationBatch(Adapter):
 
     def scored(self) -> ScoredTokens:
         """This process's rollouts under the policy before the update."""
+        size = self._trainer.num_generations
         start = self.processes.index * len(self.mask)
-        prompts = (start + torch.arange(len(self.mask))) // self._trainer.num_generations
-        return ScoredTokens(self.mask, self.signals.logprobs, self.signals.entropies, prompts)
+        prompts = (start + torch.arange(len(self.mask))) // size
+        spread = len(self.mask) % size != 0
+        signals = self.signals
+        return ScoredTokens(self.mask, signals.logprobs, signals.entropies, prompts, spread)
 
 
 class Remeasuring(TrainerCallback):

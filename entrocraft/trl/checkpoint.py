@@ -33,7 +33,7 @@ class EntropyControlState(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what the trainer writes under `stateful_callbacks`."""
-        return {"args": {}, "attributes": {"state": self.method.state_dict()}}
+        return {"args": {}, "attributes": {"method_state": self.method.state_dict()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the state back if the run resumes, and check the schedule over its whole length."""
@@ -61,7 +61,7 @@ class EntropyControlState(TrainerCallback, ExportableState):
 
 def _saved_state(attributes: dict[str, Any]) -> dict[str, Any]:
     # entrocraft 0.1.0 called it memory
-    return attributes["state"] if "state" in attributes else attributes["memory"]
+    return attributes["method_state" if "method_state" in attributes else "memory"]
 
 
 def _warn_in_mid_batch(args: Any, step: int) -> None:

@@ -5,13 +5,13 @@ import warnings
 import pytest
 import torch
 import trl
-from test_trl_gradients import dropped, gradient
 
 from entrocraft import EntropyController, EntropyControlWarning
 from entrocraft.methods import METHODS, get_method
 from entrocraft.methods.base import BASELINES, PPO_LOSSES, RATIO_LOSSES
 from entrocraft.trl import EntropyControlMixin
 from tests.trl.runs import PLAIN, REUSED, generation_batch, make_trainer, tiny_model
+from tests.trl.test_rejection_gradients import dropped, gradient
 
 LOSSES = (*RATIO_LOSSES, "sapo", "vespo")
 OLD = trl.__version__.startswith("1.5.")
