@@ -19,7 +19,7 @@ from entrocraft.verl.engine import FLAG, SENSITIVITY
 from entrocraft.verl.plugin import SUPPORTED
 from entrocraft.verl.trajectories import Rows, Trajectories
 
-__all__ = ["TrainingBatch", "measure"]
+__all__ = ["TrainingBatch", "averages_rows", "measure"]
 
 _AVERAGE_ROWS = ("sapo", "geo_mean")
 """verl's losses that average over each row's tokens first, whatever `loss_agg_mode` says."""
@@ -88,10 +88,7 @@ class TrainingBatch(Adapter):
                 values = response_from_nested(data[SENSITIVITY], nested_mask)
                 measured["sensitivity"] = _padded(values)
         actor = self._trainer.config.actor_rollout_ref.actor
-        averages = (
-            actor.loss_agg_mode == "seq-mean-token-mean"
-            or actor.policy_loss.get("loss_mode") in _AVERAGE_ROWS
-        )
+        averages = averages_rows(actor)
         rows = Rows(
             keys=list(self.batch.keys),
             padding=torch.tensor([bool(tag.get("is_padding", False)) for tag in self.batch.tags]),
@@ -176,13 +173,22 @@ class TrainingBatch(Adapter):
         place = {key: row for row, key in enumerate(part.keys)}
         rows = torch.tensor([place[key] for key in wanted])
         width = self._rollouts.rows.mask.shape[1]
-        return tuple(_widened(found[name][rows], width) for name in ("logprobs", "entropies"))  # type: ignore[return-value]
+        logprobs, entropies = (found[name][rows] for name in ("logprobs", "entropies"))
+        return _widened(logprobs, width), _widened(entropies, width)
 
     def _rows_at_a_time(self) -> int:
         """Rows that the workers can share evenly, in whole micro-batches."""
         rollout = self._trainer.config.actor_rollout_ref.rollout
         micro = rollout.get("log_prob_micro_batch_size_per_gpu") or 1
         return int(micro) * int(self._trainer.actor_rollout_wg.world_size)
+
+
+def averages_rows(actor: Any) -> bool:
+    """Whether an actor's loss averages over each row's tokens first."""
+    return (
+        actor.loss_agg_mode == "seq-mean-token-mean"
+        or actor.policy_loss.get("loss_mode") in _AVERAGE_ROWS
+    )
 
 
 def measure(trainer: Any, batch: Any, sensitivity: bool = False) -> dict[str, Tensor]:

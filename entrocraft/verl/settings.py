@@ -18,8 +18,7 @@ _EXAMPLE = "'+entrocraft.schedule=\"linear(0.6, 0.4, 404)\"'"
 def method_of(config: DictConfig) -> Method:
     """Make the entropy method of a run.
 
-    The keys are those of `control` in entrocraft's YAML files (`ControlSettings`), without a default
-    for `schedule`, and `seed`.
+    The keys are those of `ControlSettings`, without a default for `schedule`, and `seed`.
 
     Raises:
         ValueError: no section, an unknown key, a wrong value, or a method that verl cannot host.
