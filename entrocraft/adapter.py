@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -169,7 +169,7 @@ def _gathered(processes: Processes, local: RolloutStats) -> RolloutStats:
     """All processes' rollouts; what `Adapter.complete` adds is not exchanged."""
     names = [name for name in _COLUMNS if getattr(local, name) is not None]
     columns = torch.stack([getattr(local, name).double() for name in names], dim=1)
-    found = dict(zip(names, processes.gather(columns).unbind(1), strict=True))
+    found: dict[str, Any] = dict(zip(names, processes.gather(columns).unbind(1), strict=True))
     if "group" in found:
         found["group"] = found["group"].long()
     return RolloutStats(**found)

@@ -121,7 +121,7 @@ class EntropyController(Method):
         self.state = ControllerState(feedback=self.feedback.start())
 
     def __repr__(self) -> str:
-        rule = None if self.rule is None else self.rule.name
+        rule = self.rule and self.rule.name
         return (
             f"EntropyController(schedule={self.schedule!r}, rule={rule!r}, "
             f"effect={self._effect!r}, seed={self.seed})"

@@ -117,12 +117,10 @@ class FilterState:
         Raises:
             ValueError: a number that is missing, not finite, or in the wrong shape.
         """
-        numbers = {}
+        numbers: dict[str, Any] = {}
         for name in ("first", "first_gain", "steps"):
             value = state[name]
-            numbers[name] = None if value is None else float(value)
-            if value is not None and not math.isfinite(numbers[name]):
-                raise ValueError(f"{name} is {value!r}; a finite number is expected")
+            numbers[name] = None if value is None else float(_finite(value, ()))
         return cls(
             mean=_finite(state["mean"], (_STATES,)),
             covariance=_finite(state["covariance"], (_STATES, _STATES)),

@@ -258,7 +258,7 @@ def test_keys_are_those_of_the_yaml_files():
     )
     assert isinstance(method, EntropyController)
     assert (method.target(400), method.seed, method.rule.name) == (0.5, 4, "sign")
-    assert method.feedback.band.low == -0.1
+    assert method.feedback.low == -0.1
     assert method_of(config(rule="qae", options={"quantile": 0.3})).quantile == 0.3
 
 
