@@ -94,7 +94,7 @@ def test_a_missing_dependency_is_told_although_verl_swallows_it():
     assert done.returncode == 0
     assert "no entropy control: " in done.stderr
     assert "wrapt" in done.stderr
-    assert "install entrocraft with its extra [verl]" in done.stderr
+    assert "pip install 'entrocraft[verl]'" in done.stderr
 
 
 def test_trainers_are_verls_with_the_mixin_before():

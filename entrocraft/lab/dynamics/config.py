@@ -14,7 +14,7 @@ from entrocraft.lab.training.config import (
     TaskConfig,
     TrainConfig,
 )
-from entrocraft.settings import ControlConfig
+from entrocraft.settings import ControlSettings
 
 __all__ = ["FIRST_STEP", "DynamicsConfig"]
 
@@ -143,7 +143,7 @@ class DynamicsConfig:
         return TrainConfig(
             steps=self.holds[-1][1] + 1,
             save_every=0,
-            control=ControlConfig(rule=None),
+            control=ControlSettings(rule=None),
             evaluation=EvaluationConfig(probe_every=0, every=0),
             **{name: getattr(self, name) for name in _SHARED},
         )

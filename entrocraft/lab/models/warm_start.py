@@ -99,11 +99,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "countdown": {},
     "chain_sum": {"problems": 1000, "skill": 0.5},
 }
-"""Fields of :class:`WarmStartConfig` for each task, where they differ from the defaults.
-
-Prime factorization has no entry: within these minutes the model learns the numbers it saw by heart
-and factorizes next to none of the others.
-"""
+"""Fields of `WarmStartConfig` for each task, where they differ from the defaults."""
 
 
 def cache_key(config: WarmStartConfig) -> str:

@@ -8,18 +8,14 @@ from typing import Any
 from entrocraft.lab.tasks.base import SPLITS, Problem, Split, Task, extract_answer, split_of
 from entrocraft.lab.tasks.chain_sum import ChainSumTask
 from entrocraft.lab.tasks.countdown import CountdownTask
-from entrocraft.lab.tasks.prime_factorization import PrimeFactorizationTask
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (CountdownTask, ChainSumTask, PrimeFactorizationTask)
-}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (CountdownTask, ChainSumTask)}
 
 __all__ = [
     "SPLITS",
     "TASKS",
     "ChainSumTask",
     "CountdownTask",
-    "PrimeFactorizationTask",
     "Problem",
     "Split",
     "Task",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 from entrocraft.lab.tasks.base import Problem, Split, Task
+from entrocraft.storage import write_atomically
 
 __all__ = ["default_cache_dir", "stored_problems"]
 
@@ -58,9 +58,8 @@ def stored_problems(
     _warn_of_fewer(task, split, size, problems)
     folder.mkdir(parents=True, exist_ok=True)
     # written aside and moved: a kill, or two processes at once, leave no half list
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as partial:
-        partial.writelines(json.dumps(asdict(problem)) + "\n" for problem in problems)
-    os.replace(partial.name, file)
+    text = "".join(json.dumps(asdict(problem)) + "\n" for problem in problems)
+    write_atomically(file, text)
     return problems
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from entrocraft.settings import ControlConfig
+from entrocraft.settings import ControlSettings
 
 __all__ = [
     "EvaluationConfig",
@@ -23,7 +23,7 @@ class TaskConfig:
     """What to train on.
 
     Args:
-        name: countdown, chain_sum or prime_factorization.
+        name: countdown or chain_sum.
         options: the task's own options, e.g. {max_number: 12}.
         train_size: training problems, or all that the task has if these are fewer; the run repeats
             them when it has used them all.
@@ -120,7 +120,7 @@ class TrainConfig:
     save_every: int = 50
     resume: bool = True
     task: TaskConfig = field(default_factory=TaskConfig)
-    control: ControlConfig = field(default_factory=ControlConfig)
+    control: ControlSettings = field(default_factory=ControlSettings)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from entrocraft.lab.parsing import flat_keys
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.lab.training.recorder import read_records
+from entrocraft.storage import write_atomically
 
 __all__ = ["RunDirectory"]
 
@@ -104,10 +105,8 @@ class RunDirectory:
         """Write config.yaml; with `resume=false` move what an earlier run left into previous/."""
         if not config.resume:
             self._set_aside()
-        command = " ".join(["entrocraft", *sys.argv[1:]])
-        partial = self.path / "config.yaml.partial"
-        partial.write_text(yaml.safe_dump(config.as_dict() | {"command": command}, sort_keys=False))
-        os.replace(partial, self.config)
+        keys = config.as_dict() | {"command": shlex.join(["entrocraft", *sys.argv[1:]])}
+        write_atomically(self.config, yaml.safe_dump(keys, sort_keys=False))
 
     def _set_aside(self) -> None:
         names = [*_WRITTEN, "config.yaml"]

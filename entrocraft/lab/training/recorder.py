@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
+
+from entrocraft.storage import write_atomically
 
 __all__ = ["Recorder", "read_records"]
 
@@ -77,9 +78,7 @@ class Recorder(TrainerCallback):
         kept = [r for r in read_records(self.path) if r["step"] < state.global_step]
         before = max((r.get("seconds", 0.0) for r in kept), default=0.0)
         self._start = time.perf_counter() - before
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(partial, self.path)
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         for record in kept:
             for listener in self.listeners:
                 listener(record)

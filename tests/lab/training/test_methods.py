@@ -14,7 +14,7 @@ from entrocraft.lab.training.comparison import CompareConfig
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.lab.training.tuning import Tune, TuningConfig
 from entrocraft.methods import METHODS, get_method, options_of
-from entrocraft.settings import ControlConfig
+from entrocraft.settings import ControlSettings
 from tests.lab.training.runs import config_file, keys, make_home
 
 
@@ -33,7 +33,7 @@ def test_a_peer_is_a_rule_with_options(name):
 
 
 def test_options_reach_the_peer():
-    control = ControlConfig(rule="qae", options={"quantile": 0.7})
+    control = ControlSettings(rule="qae", options={"quantile": 0.7})
     assert control.build(0).quantile == 0.7
 
 
@@ -57,16 +57,16 @@ def test_bounds_of_aent_need_a_control_without_schedule():
     with pytest.raises(
         ValueError, match=r"low is 0\.2, and the schedule .* control\.schedule: null"
     ):
-        ControlConfig(**bounds).build(0)
-    method = ControlConfig(**bounds, schedule=None).build(0)
+        ControlSettings(**bounds).build(0)
+    method = ControlSettings(**bounds, schedule=None).build(0)
     assert (method.low, method.high) == (0.2, 0.3)
-    published = ControlConfig(rule="aent", schedule=None).build(0)
+    published = ControlSettings(rule="aent", schedule=None).build(0)
     assert (published.low, published.high) == (0.1, 0.5)
 
 
 def test_rules_stay_the_controllers():
     for rule in ("tilt", "sign", "switch", None):
-        assert isinstance(ControlConfig(rule=rule).build(0), EntropyController)
+        assert isinstance(ControlSettings(rule=rule).build(0), EntropyController)
 
 
 def test_the_report_knows_which_peers_steer(tmp_path):
