@@ -30,6 +30,7 @@ from entrocraft.adapter import Adapter, Processes, run_decision
 from entrocraft.effects import TOKEN_LEVELS
 from entrocraft.method import Decision, Method
 from entrocraft.rollouts import RolloutStats, StepInfo
+from entrocraft.selection import RULES
 from entrocraft.settings import settings_from_mapping
 from entrocraft.storage import write_atomically
 
@@ -188,7 +189,8 @@ def _method(args: Any) -> Method:
     if not isinstance(keys, dict):
         raise ValueError(f"{VARIABLE} is {text!r}; it has keys, e.g. {{schedule: '0.5'}}")
     seed = keys.pop("seed", 0)
-    method = settings_from_mapping({"remeasure": 0.0} | keys).build(seed)
+    own = {"remeasure": 0.0} if keys.get("rule", "tilt") in RULES else {}
+    method = settings_from_mapping(own | keys).build(seed)
     if method.effect in TOKEN_LEVELS:
         raise ValueError(
             f"effect is {method.effect!r}, which needs logits that slime does not hand over; use "
