@@ -25,11 +25,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from entrocraft.adapter import Adapter, Processes, run_decision
 from entrocraft.effects import TOKEN_LEVELS
 from entrocraft.method import Decision, Method
-from entrocraft.rollouts import RolloutStats, StepInfo
+from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
 from entrocraft.selection import RULES
 from entrocraft.settings import settings_from_mapping
 from entrocraft.storage import write_atomically
@@ -123,12 +124,6 @@ class RolloutData(Adapter):
     def local_stats(self) -> RolloutStats:
         """Per-rollout sums of this rank, with prompts and raw rewards where slime sends them."""
         data = self._data
-        masks = [mask.bool() for mask in data["loss_masks"]]
-
-        def added(values: Sequence[Tensor]) -> Tensor:
-            pairs = zip(values, masks, strict=True)
-            return torch.stack([value[mask].double().sum().cpu() for value, mask in pairs])
-
         partition, raw = data.get("partition"), data.get("raw_reward")
         size = getattr(self._args, "n_samples_per_prompt", None)
         group = rewards = None
@@ -136,14 +131,16 @@ class RolloutData(Adapter):
         if partition is not None and raw is not None and size and len(raw) % size == 0:
             group = torch.tensor(partition) // size
             rewards = torch.tensor([float(raw[place]) for place in partition], dtype=torch.float64)
-        return RolloutStats(
+        batch = RolloutBatch(
+            step=self._step.step,
             advantages=torch.tensor(data["rewards"], dtype=torch.float64),
-            tokens=torch.tensor([float(mask.sum()) for mask in masks], dtype=torch.float64),
-            logprob=added(data["log_probs"]),
-            entropy=added(data["entropy"]),
+            mask=_padded(data["loss_masks"]).bool(),
+            logprobs=_padded(data["log_probs"]),
+            entropies=_padded(data["entropy"]),
             rewards=rewards,
             group=group,
         )
+        return batch.stats()
 
     def complete(self, stats: RolloutStats) -> RolloutStats:
         """Add the loss's weights: means over samples of token means, unless told otherwise."""
@@ -167,6 +164,11 @@ class RolloutData(Adapter):
         """Log one line on the first rank."""
         if self.processes.index == 0:
             logger.info("step %d %s", self._step.step, json.dumps(metrics))
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    """(B, T) from one tensor for each sample, 0 beyond its end."""
+    return pad_sequence([row.detach().cpu() for row in rows], batch_first=True)
 
 
 def _method(args: Any) -> Method:

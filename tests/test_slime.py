@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 
 from entrocraft import EntropyController, slime
 from entrocraft.rollouts import RolloutStats, StepInfo
+from tests.contract import STEP, AdapterContract
 
 SCHEDULE = "linear(initial, 0.5*initial, 20)"
 
@@ -160,3 +161,37 @@ def test_prompts_and_raw_rewards_are_read_where_slime_sends_them():
     kept = {place: float(a[0]) for place, a in zip(order, shuffled["advantages"], strict=True)}
     assert [kept[place] for place in range(6)] == [0.0] * 6
     assert any(kept[place] for place in range(6, 24))
+
+
+# ---------------------------------------------------------------- the contract of adapters
+
+
+def engine(case, method):
+    slime._state.update(steps=float(STEP.step))
+    inside = [row.bool() for row in case.mask]
+    data = {
+        "rewards": case.advantages.tolist(),
+        "raw_reward": case.rewards.tolist(),
+        "partition": list(range(len(case.mask))),
+        "log_probs": list(case.logprobs.clone()),
+        "entropy": list(case.entropies),
+        "loss_masks": [mask.int() for mask in inside],
+    }
+    args = arguments(
+        num_steps_per_rollout=STEP.optimizer_steps,
+        n_samples_per_prompt=4,
+        calculate_per_token_loss=True,
+    )
+    adapter = slime.RolloutData(args, data, method)
+    logged = {}
+    adapter.log = logged.update
+
+    def read():
+        return torch.stack([tokens[0] for tokens in data["advantages"]])
+
+    return adapter, read, lambda: logged
+
+
+class TestSlime(AdapterContract):
+    engine = engine
+    momentum = None  # slime does not tell
