@@ -1,12 +1,12 @@
-"""Every peer by name, behind the same door as the controller.
+"""Baselines: published methods against entropy collapse, by name and hosted like the controller.
 
 >>> get_method("clip_cov", ratio=1e-3).trainer_options
 {'epsilon': 1.0, 'epsilon_high': 1.0, 'delta': 10.0}
 >>> get_method("entropic", "linear(0.5, 0.25, 300)").target(150)
 0.375
 
-One file holds one method; its docstring has the rule, the source, the defaults and what the
-original code does differently.
+A class's docstring has the formula, the source, the defaults and what the original code does
+differently; its module is imported on first use.
 """
 
 from __future__ import annotations
@@ -17,93 +17,84 @@ from importlib import import_module
 from typing import Any
 
 from entrocraft import schedules
-from entrocraft.methods.base import BASELINES, Baseline, TokenBaseline
+from entrocraft.method import Method
 
-__all__ = [
-    "METHODS",
-    "Baseline",
-    "TokenBaseline",
-    "baseline_class",
-    "follows_target",
-    "get_method",
-    "options_of",
-]
+__all__ = ["METHODS", "follows_target", "get_method", "method_class", "options_of"]
 
-_MODULES = (
+_CLASSES = {
     # options that the trainer has
-    "entropy_bonus",
-    "adaptive_bonus",
-    "clip_higher",
-    "clip_low",
-    "dr_grpo",
-    "gspo",
-    "cispo",
-    "sapo",
+    "entropy_bonus": "presets.EntropyBonus",
+    "adaptive_bonus": "presets.AdaptiveBonus",
+    "clip_higher": "presets.ClipHigher",
+    "clip_low": "presets.ClipLow",
+    "dr_grpo": "presets.DrGRPO",
+    "gspo": "presets.GSPO",
+    "cispo": "presets.CISPO",
+    "sapo": "presets.SAPO",
     # advantages in place of the estimator's
-    "raft",
-    "reinforce_rej",
-    "psr",
-    "nsr",
-    "w_reinforce",
-    "qae",
-    "entropic_fork",
-    # weights of tokens
-    "entropic",
-    "clip_cov",
-    "kl_cov",
-    "clip_b",
-    "clip_v",
-    "erc",
-    "steer",
-    "ce_gppo",
+    "raft++": "reinforce.RAFT",
+    "reinforce_rej": "reinforce.ReinforceRej",
+    "psr": "reinforce.PSR",
+    "nsr": "reinforce.NSR",
+    "w_reinforce": "reinforce.WeightedReinforce",
+    "qae": "reinforce.QAE",
+    "entropic_fork": "entropic.EntroPICFork",
+    # advantages of single tokens
+    "entropic": "entropic.EntroPIC",
+    "clip_cov": "covariance.ClipCov",
+    "kl_cov": "covariance.KLCov",
+    "clip_b": "entropy_clip.ClipB",
+    "clip_v": "entropy_clip.ClipV",
+    "erc": "erc.ERC",
+    "steer": "steer.STEER",
+    "ce_gppo": "ce_gppo.CEGPPO",
     # what the entropy bonus averages; more rollouts
-    "aent",
-    "aepo",
-)
-for _module in _MODULES:
-    import_module(f"{__name__}.{_module}")
+    "aent": "aent.AEnt",
+    "aepo": "aepo.AEPO",
+}
 
-METHODS = tuple(BASELINES)
-"""Names of all peers."""
+METHODS = tuple(_CLASSES)
+"""Names of all baselines."""
 
 
-def baseline_class(name: str) -> type[Baseline]:
+def method_class(name: str) -> type[Method]:
     """Return the class of this name.
 
     Raises:
         ValueError: there is none; the message lists the known names.
     """
-    if name not in BASELINES:
+    if name not in _CLASSES:
         near = difflib.get_close_matches(name, METHODS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown method {name!r}{hint}; known are {', '.join(METHODS)}")
-    return BASELINES[name]
+    module, found = _CLASSES[name].split(".")
+    return getattr(import_module(f"{__name__}.{module}"), found)
 
 
 def follows_target(name: str) -> bool:
     """Whether the method of this name steers entropy towards a target."""
-    return baseline_class(name).follows
+    return method_class(name).follows
 
 
 def options_of(name: str) -> list[str]:
     """Names of the options that the method of this name has."""
-    return [key for key in inspect.signature(baseline_class(name)).parameters if key != "schedule"]
+    return [key for key in inspect.signature(method_class(name)).parameters if key != "schedule"]
 
 
 def get_method(
     name: str, schedule: schedules.Schedule | str | float | None = None, **options: Any
-) -> Baseline:
+) -> Method:
     """Make the method of this name.
 
     Args:
         name: one of `METHODS`.
-        schedule: target entropy, nats per token; see `Baseline`.
+        schedule: target entropy, nats per token; see `Method`.
         options: the method's own arguments.
 
     Raises:
         ValueError: an unknown name or option, or a value out of range.
     """
-    found, known = baseline_class(name), options_of(name)
+    found, known = method_class(name), options_of(name)
     for key in options:
         if key not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"

@@ -1,4 +1,4 @@
-"""A bonus on the entropy of the likely part of the vocabulary."""
+"""AEnt: an adaptive bonus on the entropy of the likely part of the vocabulary."""
 
 from __future__ import annotations
 
@@ -7,30 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import Baseline, Reading, baseline, checked
+from entrocraft.method import Measurement, Method, checked
 
 __all__ = ["AEnt"]
 
-_LOW, _HIGH = 0.1, 0.5
 
-
-@baseline("aent")
-class AEnt(Baseline):
-    """AEnt: ``L = L_policy - c mean_t Hc_t`` with an adaptive c.
+class AEnt(Method):
+    """``L = L_policy - c mean_t Hc_t`` with an adaptive c.
 
     Hc is the clamped entropy: of each distribution the ``floor(V clamp)`` least likely tokens are
     dropped and the rest is normalized anew. After `warmup` optimizer steps::
 
         c <- clip(c - rate (min(0, Hc - low) + max(0, Hc - high)), smallest, largest)
 
-    c never is negative, so AEnt can weaken its bonus but not push entropy down. With a schedule as
-    target, low and high are both the target and cannot be given, and the entropy that the schedule
-    speaks of, that of the whole vocabulary, takes the place of Hc in this rule; it is measured once
-    for a batch of rollouts and holds for all its optimizer steps. The `entropy` in TRL's own log is
-    Hc, since that is what its bonus averages.
+    c is never negative: AEnt can weaken its bonus but not push entropy down. A schedule takes the
+    place of low and high, and the entropy of the whole vocabulary, measured once a rollout batch,
+    that of Hc in this rule. The `entropy` in TRL's own log is Hc, as that is what its bonus takes.
 
     Source: Shen, AEnt (arXiv 2509.03493); AReaL's recipe: c 0.001, clamp 0.2, bounds 0.1 and 0.5,
-    rate 0.001, box [1e-5, 0.01]. TRL's own entropy bonus does the rest.
+    rate 0.001, box [1e-5, 0.01].
 
     Args:
         bonus: c at the start.
@@ -43,8 +38,10 @@ class AEnt(Baseline):
         warmup: optimizer steps before c moves.
     """
 
+    name = "aent"
     follows = True
     coefficient = "rate"
+    uses_bonus = True
 
     def __init__(
         self,
@@ -67,8 +64,8 @@ class AEnt(Baseline):
                     f"aent: {name} is {bound!r}, and the schedule {schedule!r} takes its place; "
                     "leave it out, or have no schedule (schedule=None; control.schedule: null)"
                 )
-        self.low = checked(self, "low", _LOW if low is None else low, 0)
-        self.high = checked(self, "high", _HIGH if high is None else high, self.low)
+        self.low = checked(self, "low", 0.1 if low is None else low, 0)
+        self.high = checked(self, "high", 0.5 if high is None else high, self.low)
         self.rate = checked(self, "rate", rate, above=0)
         self.smallest = checked(self, "smallest", smallest, above=0)
         self.largest = checked(self, "largest", largest, smallest)
@@ -81,20 +78,18 @@ class AEnt(Baseline):
     def trainer_options(self) -> dict[str, Any]:
         return {"entropy_coef": self._bonus, "use_adaptive_entropy": False}
 
-    def settings(self, reading: Reading) -> dict[str, float]:
+    def settings(self, seen: Measurement) -> dict[str, float]:
         if self.schedule is not None:
-            self._error = reading.error
+            self._error = seen.error
         return {"entropy_coef": self._bonus}
 
     def bonus_entropy(self, logits: Tensor) -> Tensor:
-        """(n, V) logits at the sampling temperature -> (n,) clamped entropies in nats."""
         kept = logits.shape[-1] - int(logits.shape[-1] * self.clamp)
         log_p = logits.topk(kept, dim=-1).values.log_softmax(-1)
         # masked before the product, as 0 * -inf has no derivative either
         return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
 
     def stepped(self, bonus: float) -> dict[str, float]:
-        """Adapt c after an optimizer step, whose mean clamped entropy was `bonus`."""
         self._steps += 1
         if self._steps > self.warmup:
             low, high = min(0.0, bonus - self.low), max(0.0, bonus - self.high)
@@ -105,9 +100,11 @@ class AEnt(Baseline):
     def report(self) -> dict[str, float]:
         return {"entropy/bonus": self._bonus}
 
-    def memory(self) -> dict[str, Any]:
-        return {"bonus": self._bonus, "steps": self._steps, "error": self._error}
+    def state_dict(self) -> dict[str, Any]:
+        own = {"bonus": self._bonus, "steps": self._steps, "error": self._error}
+        return super().state_dict() | own
 
-    def recall(self, memory: dict[str, Any]) -> None:
-        self._bonus, self._steps = float(memory["bonus"]), int(memory["steps"])
-        self._error = None if memory["error"] is None else float(memory["error"])
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
+        self._bonus, self._steps = float(state["bonus"]), int(state["steps"])
+        self._error = None if state["error"] is None else float(state["error"])

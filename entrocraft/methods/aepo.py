@@ -1,26 +1,23 @@
-"""Successes sampled at another temperature."""
+"""AEPO: adds successes sampled at a higher or lower temperature, to steer the entropy."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from entrocraft.method import ExtraRollouts
-from entrocraft.methods.base import Baseline, Reading, baseline, checked
+from entrocraft.method import ExtraRollouts, Measurement, Method, checked
 
 __all__ = ["AEPO"]
 
 
-@baseline("aepo")
-class AEPO(Baseline):
+class AEPO(Method):
     """Arbitrary entropy policy optimization: hot successes raise entropy, cold ones lower it.
 
     A share of the batch's prompts is sampled once more, hot if H <= h and cold if not. Of these
     rollouts those with an advantage above 0.05, `rows` at most and half of them if H > h, take the
     places of the batch's first rollouts and are trained on with advantage 1.
 
-    Source: AEPO (arXiv 2510.08141); repository 597358816/AEPO: target 0.5, temperatures 1.2 and
-    0.8, a quarter of the prompts, 60 rows. There H is the last step's, here the batch's own. The
-    extra rollouts come on top of the batch: a quarter more to generate by default.
+    Source: AEPO (arXiv 2510.08141); repository 597358816/AEPO, where H is the last step's; here the
+    batch's own. The extra rollouts come on top of the batch: by default a quarter more to generate.
 
     Args:
         hot: temperature while entropy is at or below the target.
@@ -30,9 +27,11 @@ class AEPO(Baseline):
         least_advantage: what their advantage has to exceed.
     """
 
+    name = "aepo"
     follows = True
     own_target = 0.5
     coefficient = "rows"
+    samples_more = True
 
     def __init__(
         self,
@@ -51,8 +50,8 @@ class AEPO(Baseline):
         self.rows = int(checked(self, "rows", rows, 1))
         self.least_advantage = checked(self, "least_advantage", least_advantage)
 
-    def extra(self, reading: Reading) -> ExtraRollouts:
-        above = reading.error > 0
+    def extra(self, seen: Measurement) -> ExtraRollouts:
+        above = seen.error > 0
         return ExtraRollouts(
             share=self.share,
             temperature=self.cold if above else self.hot,

@@ -1,4 +1,4 @@
-"""Bounded gradient for tokens that PPO's clip would stop."""
+"""CE-GPPO: a bounded gradient for the tokens that PPO's clip would stop."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import UNCLIPPED, TokenBaseline, baseline, checked
-from entrocraft.rollouts.tokens import TokenBatch
+from entrocraft.method import checked
+from entrocraft.methods.token_weights import UNCLIPPED, TokenMethod
+from entrocraft.rollouts import TokenBatch
 
 __all__ = ["CEGPPO"]
 
 
-@baseline("ce_gppo")
-class CEGPPO(TokenBaseline):
-    """CE-GPPO: clipped tokens keep a gradient of fixed size; with r the token's ratio::
+class CEGPPO(TokenMethod):
+    """Clipped tokens keep a gradient of fixed size; with r the token's ratio::
 
         A < 0, r < 1 - low:    L = -beta1 (1 - low) / sg(r) r A
         A > 0, r > 1 + high:   L = -beta2 (1 + high) / sg(r) r A
@@ -25,15 +25,17 @@ class CEGPPO(TokenBaseline):
     beta2 1, clip 0.2 both ways, dual clip 3.
 
     Args:
-        beta1: weight of punished tokens below the clip.
-        beta2: weight of rewarded tokens above the clip.
+        beta1: weight of tokens of negative advantage below the clip.
+        beta2: weight of tokens of positive advantage above the clip.
         low: clip below 1 - low.
         high: clip above 1 + high.
-        dual: largest ratio at which a punished token trains.
+        dual: largest ratio at which a token of negative advantage trains.
     """
 
+    name = "ce_gppo"
     coefficient = "beta1"
     needs_updates = True
+    trainer_options = UNCLIPPED
 
     def __init__(
         self,
@@ -51,10 +53,6 @@ class CEGPPO(TokenBaseline):
         self.low = checked(self, "low", low, 0, 1)
         self.high = checked(self, "high", high, 0)
         self.dual = checked(self, "dual", dual, above=1)
-
-    @property
-    def trainer_options(self) -> dict[str, Any]:
-        return dict(UNCLIPPED)
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         advantages, ratio = tokens.token_advantages, tokens.ratio

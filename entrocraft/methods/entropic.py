@@ -1,4 +1,4 @@
-"""A PI loop on the weights of likely tokens."""
+"""EntroPIC, as published and as in Entrocraft's public code: a PI controller of the entropy."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import UNCLIPPED, TokenBaseline, baseline, checked
-from entrocraft.rollouts.tokens import TokenBatch
+from entrocraft.method import Measurement, checked
+from entrocraft.methods.rewards import RewardMethod
+from entrocraft.methods.token_weights import UNCLIPPED, TokenMethod
+from entrocraft.rollouts import RolloutStats, TokenBatch
+from entrocraft.selection.rules import SUCCESS
 
-__all__ = ["EntroPIC"]
+__all__ = ["EntroPIC", "EntroPICFork"]
 
 
-@baseline("entropic")
-class EntroPIC(TokenBaseline):
-    """EntroPIC as published: successes count more when entropy is too high, failures when too low.
-
-    With H the entropy of a micro-batch, e = H - h, p the token's probability::
+class EntroPIC(TokenMethod):
+    """As published, with H the entropy of a micro-batch, e = H - h, p a token's probability::
 
         alpha = clip(Kp e + Ki I, -1, 1);   then   I <- I + e * (micro-batch / mini-batch)
         L = L_clip + alpha mean_t(-r |A| [p > threshold])
 
-    so that likely tokens weigh (1 + alpha) with A > 0 and (1 - alpha) with A < 0. The added term is
-    not clipped.
+    Likely tokens weigh (1 + alpha) with A > 0, (1 - alpha) with A < 0; the second term has no clip.
 
     Source: EntroPIC (arXiv 2511.15248); repository yk7333/EntroPIC: Kp 1, Ki 0.01, threshold 0.95,
-    target 0.1 in its script; proportional alone is Ki 0. It takes the mean over each device's own
-    tokens and keeps I per device; here both are of all processes, which all hold the same I.
+    target 0.1 in its script. There H and I are each device's own, here of all processes.
 
     Args:
         kp: gain per nat of error.
@@ -38,9 +36,11 @@ class EntroPIC(TokenBaseline):
         high: PPO's clip above 1 + high.
     """
 
+    name = "entropic"
     follows = True
     own_target = 0.1
     coefficient = "kp"
+    trainer_options = UNCLIPPED  # `reweigh` clips the first term only
 
     def __init__(
         self,
@@ -61,14 +61,9 @@ class EntroPIC(TokenBaseline):
         self._sum = 0.0
         self._alpha = 0.0
 
-    @property
-    def trainer_options(self) -> dict[str, Any]:
-        # the clip has to leave the added term alone, so it is done here
-        return dict(UNCLIPPED)
-
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         target = self.target(tokens.step)
-        assert target is not None, "the decision on the batch anchored it"
+        assert target is not None, "the decision on the batch knows the initial entropy"
         entropy = tokens.mean(tokens.entropies, none=math.nan)
         if math.isnan(entropy):
             return tokens.token_advantages  # all masked: nothing was measured
@@ -83,8 +78,55 @@ class EntroPIC(TokenBaseline):
     def report(self) -> dict[str, float]:
         return {"entropy/alpha": self._alpha}
 
-    def memory(self) -> dict[str, Any]:
-        return {"sum": self._sum, "alpha": self._alpha}
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"sum": self._sum, "alpha": self._alpha}
 
-    def recall(self, memory: dict[str, Any]) -> None:
-        self._sum, self._alpha = float(memory["sum"]), float(memory["alpha"])
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
+        self._sum, self._alpha = float(state["sum"]), float(state["alpha"])
+
+
+class EntroPICFork(RewardMethod):
+    """As in Entrocraft's code, with e = H - h of the whole batch and rewards 1 and -1::
+
+        alpha = I + Kp e;   then   I <- I + Ki e
+        A = 1 + alpha for a success,   -(1 - alpha) for a failure
+
+    Source: the public code of Entrocraft (arXiv 2604.26326), Kp 1, Ki 0.01, target 0.5. Unlike the
+    published method (`entropic`) it uses raw rewards, does not bound alpha and takes all tokens.
+
+    Args:
+        kp: gain per nat of error.
+        ki: gain per nat of summed error.
+        success: smallest reward of a success.
+    """
+
+    name = "entropic_fork"
+    follows = True
+    own_target = 0.5
+    coefficient = "kp"
+
+    def __init__(
+        self, schedule: Any = None, *, kp: float = 1.0, ki: float = 0.01, success: float = SUCCESS
+    ) -> None:
+        super().__init__(schedule, success=success)
+        self.kp = checked(self, "kp", kp)
+        self.ki = checked(self, "ki", ki)
+        self._integral = 0.0
+        self._alpha = 0.0
+
+    def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
+        right, wrong = self.successes(stats)
+        self._alpha = self._integral + self.kp * seen.error
+        self._integral += self.ki * seen.error
+        return (1 + self._alpha) * right.double() - (1 - self._alpha) * wrong.double()
+
+    def report(self) -> dict[str, float]:
+        return {"entropy/alpha": self._alpha}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"integral": self._integral, "alpha": self._alpha}
+
+    def _load(self, state: dict[str, Any]) -> None:
+        super()._load(state)
+        self._integral, self._alpha = float(state["integral"]), float(state["alpha"])

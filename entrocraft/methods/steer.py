@@ -1,15 +1,17 @@
-"""Less weight for tokens that would move entropy far."""
+"""STEER: weighs tokens down by the entropy change that they are estimated to cause."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from entrocraft.methods.base import PPO_LOSSES, TokenBaseline, baseline, checked
-from entrocraft.rollouts.tokens import TokenBatch
+from entrocraft.method import checked
+from entrocraft.methods.token_weights import PPO_LOSSES, TokenMethod
+from entrocraft.rollouts import TokenBatch
 
 __all__ = ["STEER"]
 
@@ -17,9 +19,8 @@ _EPSILON = 1e-8
 _LEAST_RANGE = 0.02
 
 
-@baseline("steer")
-class STEER(TokenBaseline):
-    """STEER: each token's advantage times a weight that falls with its estimated entropy change.
+class STEER(TokenMethod):
+    """Each token's advantage times a weight that falls with its estimated entropy change.
 
     ``change = |A / p_old * p (1 - p) (log p + H)|`` (p clamped to [1e-8, 1 - 1e-8]); over the
     response tokens of a micro-batch,
@@ -28,9 +29,8 @@ class STEER(TokenBaseline):
     - exponential: ``exp(-k change)``, ``k = -log(least) / max(largest change, 0.02)``, at least
       `least` and at most 1.
 
-    Source: Rethinking Entropy Interventions in RLVR (arXiv 2510.10150); repository zz-haooo/STEER:
-    weights in [0.8, 1.2], clip 0.2 and 0.28, dual clip 10, which are set here too. Its variable
-    speaks of a square where the code has p (1 - p), as here.
+    Source: Rethinking Entropy Interventions in RLVR (arXiv 2510.10150); repository zz-haooo/STEER,
+    whose clip (0.2 and 0.28, dual 10) is set here too.
 
     Args:
         mode: "linear" or "exponential".
@@ -38,16 +38,13 @@ class STEER(TokenBaseline):
         most: largest weight of the linear mode.
     """
 
+    name = "steer"
     coefficient = "least"
     losses = PPO_LOSSES
+    trainer_options: Mapping[str, Any] = {"epsilon": 0.2, "epsilon_high": 0.28, "delta": 10.0}
 
     def __init__(
-        self,
-        schedule: Any = None,
-        *,
-        mode: str = "linear",
-        least: float = 0.8,
-        most: float = 1.2,
+        self, schedule: Any = None, *, mode: str = "linear", least: float = 0.8, most: float = 1.2
     ) -> None:
         super().__init__(schedule)
         if mode not in ("linear", "exponential"):
@@ -55,10 +52,6 @@ class STEER(TokenBaseline):
         self.mode = mode
         self.least = checked(self, "least", least, high=1, above=0)
         self.most = checked(self, "most", most, least)
-
-    @property
-    def trainer_options(self) -> dict[str, Any]:
-        return {"epsilon": 0.2, "epsilon_high": 0.28, "delta": 10.0}
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         advantages, mask = tokens.token_advantages, tokens.mask
