@@ -403,9 +403,10 @@ def _steps(steps: Any) -> int:
 def _step(step: Any) -> int:
     if isinstance(step, Level) and step.scale == 0:
         step = step.offset
-    if not isinstance(step, Real) or not 0 <= step < 1e15 or step != int(step):
+    number = float(step) if isinstance(step, Real) else math.nan
+    if not 0 <= number < 1e15 or number != int(number):
         raise ValueError(f"steps are whole numbers of at least 0, got {step!r}")
-    return int(step)
+    return int(number)
 
 
 def _finite(number: float) -> float:
