@@ -80,8 +80,8 @@ class EntropyController(Method):
         feedback: how target and measurement become pressure.
         selection: how pressure becomes weights.
         remeasure: share of the prompts that are scored once more after the batch's update, to know
-            how far it moved the entropy without the noise of new prompts; None takes a quarter
-            with the rule tilt, else nothing.
+            how far it moved the entropy without the noise of new prompts; None takes all of
+            them with the rule tilt, else none.
         seed: of the controller's own generator; the global one is never touched.
 
     Raises:
@@ -114,7 +114,7 @@ class EntropyController(Method):
         deadband = self.rule is not None and self.rule.deadband
         self.feedback = self.feedback_settings.build(deadband)
         plans = self.rule is not None and not deadband
-        self.remeasure = (0.25 if plans else 0.0) if remeasure is None else float(remeasure)
+        self.remeasure = (1.0 if plans else 0.0) if remeasure is None else float(remeasure)
         if not 0 <= self.remeasure <= 1:
             raise ValueError(f"remeasure is a share of the prompts, 0 to 1, got {remeasure}")
         self.seed = int(seed)
