@@ -51,7 +51,8 @@ def test_tokenizer_round_trip(text):
 
 def test_tokenizer_saves_and_loads(tmp_path):
     template = "{% for message in messages %}{{ message['content'] }}:{% endfor %}"
-    tokenizer = build_tokenizer(64, chat_template=template)
+    tokenizer = build_tokenizer(64)
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = "  3 7 , . don't <b> 8=22:\n\n" + string.printable[:95]
