@@ -13,7 +13,7 @@ bfloat16 weights would lose.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,25 +26,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from entrocraft.lab.dynamics.optimizer import StepResponse, step_response
 
-__all__ = [
-    "GradientReading",
-    "PolicyBatch",
-    "TokenPolicy",
-    "differentiate",
-    "evaluating",
-    "push",
-    "read_gradient",
-]
+__all__ = ["PolicyBatch", "TokenPolicy", "differentiate", "evaluating", "push", "read_gradient"]
 
 
 class TokenPolicy(nn.Module):
     """Log-probabilities and entropies of the last tokens, differentiable in the parameters.
 
     Like TRL's own loss it holds the logits of one pass, (b, T, V): choose `micro_batch` by it.
-
-    Args:
-        model: causal language model, without wrappers of distributed training.
-        temperature: logits are divided by it, as in sampling.
+    `temperature` divides the logits, as in sampling.
     """
 
     def __init__(self, model: Any, temperature: float = 1.0) -> None:
@@ -60,22 +49,17 @@ class TokenPolicy(nn.Module):
         return log_p.gather(-1, ids[:, -keep:, None])[..., 0], entropy
 
     def logits(self, ids: Tensor, attention: Tensor, keep: int) -> Tensor:
-        """(b, keep, V) logits that predict the last tokens, before the temperature."""
+        """(b, keep, V) float32 logits that predict the last tokens, before the temperature."""
         output = self.model(input_ids=ids, attention_mask=attention, use_cache=False)
-        logits = output.logits[:, -keep - 1 : -1]
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return output.logits[:, -keep - 1 : -1].float()
 
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """Rollouts of one pass.
+    """Rollouts of one pass: arguments of the policy, response tokens (b, T), advantages (b,).
 
-    Attributes:
-        inputs: arguments of the policy's forward.
-        mask: (b, T) bool, response tokens.
-        coefficients: (b, T), c_jt: minus the loss's slope in the token's log-probability per unit
-            of advantage; for a token-mean loss 1 over the number of response tokens.
-        advantages: (b,).
+    The coefficients c_jt (b, T) are minus the loss's slope in a token's log-probability per unit of
+    advantage; of a token-mean loss 1 over the number of response tokens.
     """
 
     inputs: tuple[Any, ...]
@@ -88,10 +72,8 @@ class PolicyBatch:
 class GradientReading:
     """Prediction of the next step: it changes the entropy by ``sum_jt A_j effects_jt + pending``.
 
-    Attributes:
-        effects: (B, T), nats per token of the batch and unit of advantage, 0 outside the mask.
-        response: of the optimizer, for the mean entropy; holds the pending change.
-        clip: factor by which clipping by norm shortens the gradient of the whole batch.
+    Effects are (B, T), nats per token of the batch and unit of advantage; `response` holds the
+    pending change; `clip` is the factor by which clipping by norm shortens the batch's gradient.
     """
 
     effects: Tensor
@@ -108,38 +90,25 @@ def read_gradient(
     """Predict the next step on a rollout batch, given as the passes it fits into.
 
     Neither parameters, nor `.grad`, nor the state of any generator are changed; dropout is off.
-
-    Args:
-        policy: module whose forward gives log-probabilities and entropies, (b, T) each, of the
-            sampled tokens, differentiable in its parameters.
-        optimizer: torch's SGD, Adam or AdamW.
-        batches: one pass each.
-        max_grad_norm: the trainer's clipping by norm; None or 0 does not clip.
-
-    Raises:
-        ValueError: no trainable parameter, or an optimizer that is not known.
+    `policy` is any module like `TokenPolicy`; a `max_grad_norm` of None or 0 does not clip.
     """
     slope, gradient = differentiate(policy, batches)
     clip = 1.0
     if max_grad_norm:
         norm = torch.stack([part.square().sum() for part in gradient.values()]).sum().sqrt()
         clip = min(1.0, max_grad_norm / max(float(norm), 1e-12))
-    clipped = {parameter: clip * part for parameter, part in gradient.items()}
-    response = step_response(optimizer, slope, clipped)
+    response = step_response(optimizer, slope, {p: clip * g for p, g in gradient.items()})
     coefficients = clip * torch.cat([batch.coefficients for batch in batches])
     return GradientReading(coefficients * push(policy, batches, response.direction), response, clip)
 
 
 def differentiate(
     policy: nn.Module, batches: Sequence[PolicyBatch]
-) -> tuple[dict[Tensor, Tensor], dict[Tensor, Tensor]]:
+) -> tuple[Mapping[Any, Tensor], Mapping[Any, Tensor]]:
     """Gradients of the token-mean entropy and of the loss, by parameter, float32."""
     leaves = [value for value in policy.parameters() if value.requires_grad]
-    if not leaves:
-        raise ValueError("the policy has no trainable parameter, so no update can move it")
-    slope, gradient = (
-        {leaf: torch.zeros_like(leaf, dtype=torch.float32) for leaf in leaves} for _ in range(2)
-    )
+    zero = {leaf: torch.zeros_like(leaf, dtype=torch.float32) for leaf in leaves}
+    slope, gradient = zero, {leaf: part.clone() for leaf, part in zero.items()}
     total = max(1, sum(int(batch.mask.sum()) for batch in batches))
     with evaluating(policy), torch.enable_grad():
         for batch in batches:
@@ -148,15 +117,16 @@ def differentiate(
             entropy = torch.where(batch.mask, entropies, 0.0).sum() / total
             loss = -torch.where(batch.mask, weight * logprobs, 0.0).sum()
             for sums, value in ((slope, entropy), (gradient, loss)):
-                parts = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+                parts = torch.autograd.grad(
+                    value, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
                 for leaf, part in zip(leaves, parts, strict=True):
-                    if part is not None:
-                        sums[leaf] += part
+                    sums[leaf] += part
     return slope, gradient
 
 
 def push(
-    policy: nn.Module, batches: Sequence[PolicyBatch], direction: dict[Tensor, Tensor]
+    policy: nn.Module, batches: Sequence[PolicyBatch], direction: Mapping[Any, Tensor]
 ) -> Tensor:
     """<grad log pi, u> of every token, (B, T) float32, 0 outside the mask; u is `direction`."""
     # tangents near 1 keep 16-bit arithmetic away from its limits

@@ -1,6 +1,6 @@
-"""The next step of Adam and SGD, to first order in the gradient that it gets.
+"""AdamW's next step, to first order in the gradient that it gets.
 
-Both steps are written as functions of the gradient, and autograd takes their derivative.
+The step is written as a function of the gradient, and autograd takes its derivative.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from torch import Tensor
 from entrocraft.trl.optimizer import innermost_optimizer
 
 __all__ = ["StepResponse", "step_response"]
-
-Gradient = Mapping[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,84 +31,54 @@ class StepResponse:
 
 
 def step_response(
-    optimizer: Any, slope: Gradient, gradient: Gradient, through_second_moment: bool = False
+    optimizer: Any,
+    slope: Mapping[Any, Tensor],
+    gradient: Mapping[Any, Tensor],
+    through_second_moment: bool = False,
 ) -> StepResponse:
     """Linearize the optimizer's next step along `slope`; nothing is changed.
 
     Args:
-        optimizer: torch's SGD, Adam or AdamW.
+        optimizer: torch's AdamW, without amsgrad and maximize.
         slope: parameter -> h, the gradient of the quantity.
-        gradient: parameter -> the gradient that comes next, or about it; it enters Adam's second
-            moment, which would else leave parameters that were hardly ever trained without bound.
-            A parameter that either lacks takes no part.
-        through_second_moment: differentiate Adam's second moment too, at `gradient`; else it is
-            held, and the step is linear in the gradient from 0 on.
+        gradient: parameter -> the gradient that comes next, or about it. It enters the second
+            moment, without which parameters that were hardly ever trained would have no bound.
+            Parameters that either mapping lacks take no part.
+        through_second_moment: differentiate the second moment too, at `gradient`; else it is held,
+            and the step is linear in the gradient from 0 on.
 
     Raises:
-        ValueError: an optimizer that is not known here, or one that holds none of the parameters.
+        ValueError: another optimizer.
     """
     optimizer = innermost_optimizer(optimizer)
-    adam = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
     groups = optimizer.param_groups
-    if not (adam or isinstance(optimizer, torch.optim.SGD)) or any(
-        group.get("amsgrad") or group["maximize"] for group in groups
-    ):
+    unusual = any(group.get("amsgrad") or group.get("maximize") for group in groups)
+    if unusual or not isinstance(optimizer, torch.optim.AdamW):
         raise ValueError(
-            "only the steps of torch's SGD, Adam and AdamW, without amsgrad and maximize, can be "
-            f"predicted, not those of {type(optimizer).__name__}; set trainer.optim=adamw_torch"
+            f"steps of {type(optimizer).__name__} cannot be predicted, only those of torch's AdamW "
+            "without amsgrad and maximize; leave trainer.optim out"
         )
     direction: dict[Tensor, Tensor] = {}
     pending = 0.0
     for group in groups:
-        for parameter in group["params"]:
-            if parameter not in slope or parameter not in gradient:
-                continue
-            state = optimizer.state.get(parameter, {})
-            value, h = parameter.detach().double(), slope[parameter].double()
+        for parameter in (p for p in group["params"] if p in slope and p in gradient):
             g = gradient[parameter].detach().double().requires_grad_()
             with torch.enable_grad():
-                if adam:
-                    decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get(
-                        "decoupled_weight_decay", False
-                    )
-                    squared = g if through_second_moment else g.detach()
-                    step = _adam_step(group, state, value, g, squared, decoupled)
-                else:
-                    step = _sgd_step(group, state, value, g)
-                moved = (h * step).sum()
+                squared = g if through_second_moment else g.detach()
+                step = _step(group, optimizer.state.get(parameter), parameter, g, squared)
+                moved = (slope[parameter].double() * step).sum()
             (derivative,) = torch.autograd.grad(moved, g)
             direction[parameter] = -derivative.float()
             pending += float(moved.detach() - (derivative * g.detach()).sum())
-    if not direction:
-        raise ValueError(
-            "the optimizer holds none of the parameters that the slope was taken of; pass the "
-            "optimizer that trains this policy"
-        )
     return StepResponse(direction, pending)
 
 
-def _adam_step(
-    group: Any, state: Any, value: Tensor, g: Tensor, squared: Tensor, decoupled: bool
-) -> Tensor:
+def _step(group: Any, state: Any, parameter: Tensor, g: Tensor, squared: Tensor) -> Tensor:
     """Change of a parameter; `squared` is the gradient as it enters the second moment."""
-    lr, decay, (beta1, beta2) = float(group["lr"]), float(group["weight_decay"]), group["betas"]
-    coupled = 0.0 if decoupled else decay * value
-    count = float(state["step"]) + 1 if state else 1.0
-    mean = state["exp_avg"].double() if state else 0.0
-    square = state["exp_avg_sq"].double() if state else 0.0
-    mean = (beta1 * mean + (1 - beta1) * (g + coupled)) / (1 - beta1**count)
-    square = (beta2 * square + (1 - beta2) * (squared + coupled).square()) / (1 - beta2**count)
+    (beta1, beta2), count = group["betas"], float(state["step"]) + 1 if state else 1.0
+    mean, square = (state[n].double() if state else 0.0 for n in ("exp_avg", "exp_avg_sq"))
+    mean = (beta1 * mean + (1 - beta1) * g) / (1 - beta1**count)
+    square = (beta2 * square + (1 - beta2) * squared.square()) / (1 - beta2**count)
     # where nothing was ever trained the root has no derivative, and none is needed
-    step = -lr * mean / (square.clamp(min=1e-60).sqrt() + group["eps"])
-    return step - lr * decay * value if decoupled else step
-
-
-def _sgd_step(group: Any, state: Any, value: Tensor, g: Tensor) -> Tensor:
-    lr, momentum = float(group["lr"]), float(group["momentum"])
-    g = g + float(group["weight_decay"]) * value
-    buffer = state.get("momentum_buffer")
-    # the first step takes the gradient undamped
-    damped = g if buffer is None else momentum * buffer.double() + (1 - group["dampening"]) * g
-    if momentum:
-        g = g + momentum * damped if group["nesterov"] else damped
-    return -lr * g
+    step = mean / (square.clamp(min=1e-60).sqrt() + group["eps"])
+    return -float(group["lr"]) * (step + group["weight_decay"] * parameter.detach().double())

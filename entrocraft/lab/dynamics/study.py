@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,10 +15,9 @@ from transformers import TrainerCallback
 from entrocraft.lab.dynamics.bench import Bench
 from entrocraft.lab.dynamics.config import DynamicsConfig
 from entrocraft.lab.dynamics.figure import draw
-from entrocraft.lab.dynamics.patterns import KINDS, try_patterns
-from entrocraft.lab.dynamics.reach import try_rules
 from entrocraft.lab.dynamics.summary import Rows, read_results, summarize
 from entrocraft.lab.dynamics.theorem import check_theorem
+from entrocraft.lab.dynamics.trials import KINDS, try_patterns, try_rules
 from entrocraft.lab.evaluation import evaluate
 from entrocraft.lab.models import load_model
 from entrocraft.lab.report import save_png
@@ -41,141 +39,110 @@ def dynamics(config: DynamicsConfig, console: Console | None = None) -> dict[str
 
     Raises:
         ValueError: a config that cannot run, or a directory that holds something else.
-        RuntimeError: several processes, or another process is writing the directory.
+        RuntimeError: another process is writing the directory.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RuntimeError("this study runs in one process; start it without torchrun")
     directory = RunDirectory(config.output)
     with directory.locked():
         trainer_arguments(config.plain_training())  # its errors cost no warm start
-        results = _Results(config, directory)
-        if results.missing():
+        if directory.metrics.exists():
+            raise ValueError(f"{config.output} holds a training run; choose another output")
+        results = _Results(config)
+        if results.missing:
             _measure(config, directory, results, console or Console())
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
-        rows = {part: results.values[part] for part in _PARTS}
-        results.save({"summary": summarize(rows)})
+        results.save(summary=summarize(results.values))
         save_png(draw(results.values), config.output / "dynamics.png")
     return results.values
 
 
 class _Results:
-    """dynamics.json: rewritten with every part that is finished, so that a stop loses one part.
+    """dynamics.json: rewritten with every part that is finished, so that a stop loses one part."""
 
-    Raises:
-        ValueError: the directory holds a training run, or a study with another config.
-    """
-
-    def __init__(self, config: DynamicsConfig, directory: RunDirectory) -> None:
-        self.config = config
-        self.file = directory.path / "dynamics.json"
+    def __init__(self, config: DynamicsConfig) -> None:
+        self.config, self.file = config, config.output / "dynamics.json"
         mine = config.as_dict()
-        self.values: dict[str, Any] = {
-            "command": " ".join(["entrocraft", *sys.argv[1:]]),
-            "config": mine,
-            **{part: [] for part in _PARTS},
-        }
-        if directory.metrics.exists():
-            raise ValueError(f"{config.output} holds a training run; choose another output")
-        if not self.file.exists():
-            return
-        self.values = read_results(self.file)
-        theirs = self.values["config"]
-        for key in mine:
-            if key != "output" and theirs.get(key) != mine[key]:
-                raise ValueError(
-                    f"{config.output} holds a study with {key}={theirs.get(key)!r}, now asked for "
-                    f"{key}={mine[key]!r}; choose another output, or remove the directory"
-                )
+        self.values: dict[str, Any] = {part: [] for part in _PARTS}
+        if self.file.exists():
+            self.values = read_results(self.file)
+            theirs = self.values["config"] | {"output": mine["output"]}
+            if other := [f"{k}={v!r}" for k, v in theirs.items() if v != mine.get(k)]:
+                known = ", ".join(other)
+                raise ValueError(f"{self.file} is of a study with {known}; choose another output")
+        self.values |= {"command": " ".join(["entrocraft", *sys.argv[1:]]), "config": mine}
 
+    @property
     def missing(self) -> dict[int, list[str]]:
         """Optimizer step -> parts that are not measured yet."""
-        found = {}
+        there = {(row["step"], part) for part in _PARTS for row in self.values[part]}
+        found: dict[int, list[str]] = {}
         for stage, step in self.config.holds:
-            parts = _PARTS if step - stage < self.config.reach_batches else _PARTS[:-1]
-            there = {part for part in parts for row in self.values[part] if row["step"] == step}
-            if left := [part for part in parts if part not in there]:
-                found[step] = left
+            tries_rules = step - stage < self.config.reach_batches
+            for part in _PARTS if tries_rules else _PARTS[:-1]:
+                if (step, part) not in there:
+                    found.setdefault(step, []).append(part)
         return found
 
     def add(self, part: str, step: int, rows: Rows) -> None:
-        """Write a finished part; a kill leaves it whole or absent."""
-        stage = dict(map(reversed, self.config.holds))[step]  # type: ignore[arg-type]
-        own = [{"stage": stage, "step": step, **row} for row in rows]
-        self.save({part: sorted(self.values[part] + own, key=lambda row: row["step"])})
+        """Write a finished part."""
+        stage = max(stage for stage in self.config.stages if stage <= step)
+        rows = self.values[part] + [{"stage": stage, "step": step, **row} for row in rows]
+        self.save(**{part: sorted(rows, key=lambda row: row["step"])})
 
-    def save(self, values: dict[str, Any]) -> None:
-        """Rewrite the file with these values."""
-        # JSON has no NaN and no infinity: null
+    def save(self, **values: Any) -> None:
+        """Rewrite the file, whole or not at all; JSON has no NaN and no infinity: null."""
         text = json.dumps(self.values | values)
         self.values = json.loads(text, parse_constant=lambda name: None)
-        partial_file = self.file.with_suffix(".partial")
-        partial_file.write_text(json.dumps(self.values, indent=1) + "\n")
-        os.replace(partial_file, self.file)
+        half = self.file.with_suffix(".partial")
+        half.write_text(json.dumps(self.values, indent=1) + "\n")
+        os.replace(half, self.file)
 
 
 def _measure(
     config: DynamicsConfig, directory: RunDirectory, results: _Results, console: Console
 ) -> None:
     training = config.plain_training()
-    path = prepare_model(training, console)
-    model, tokenizer = load_model(path, dtype=training.dtype)
+    model, tokenizer = load_model(prepare_model(training, console), dtype=training.dtype)
     chat = speaks_chat(tokenizer, training.chat)
     task = get_task(config.task.name, **config.task.options)
     problems = partial(stored_problems, task, cache_dir=training.cache_dir, fewer=True)
     probed = problems("probe", config.probe_prompts) if config.reach_batches else []
-
-    def probe() -> float:
-        # the same seed each time: differences are less noisy than the values
-        return evaluate(
-            model,
-            tokenizer,
-            task,
-            probed,
-            max_new_tokens=training.max_completion_length,
-            temperature=training.temperature,
-            seed=_PROBE_SEED,
-            chat=chat,
-        ).entropy.value
-
     train = problems("train", config.task.train_size)
     trainer = build_trainer(training, model, tokenizer, task, train, chat)
     trainer.entropy_control = None  # plain TRL
-    trainer.add_callback(_Hold(results, trainer, probe, console))
-    checkpoint = directory.last_checkpoint(below=min(results.missing()) + 1)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    missing = results.missing
 
+    def probe() -> float:
+        # the same seed each time: differences are less noisy than the values
+        options: dict[str, Any] = {"max_new_tokens": training.max_completion_length}
+        options |= {"temperature": training.temperature, "seed": _PROBE_SEED, "chat": chat}
+        return evaluate(model, tokenizer, task, probed, **options).entropy.value
 
-class _Hold(TrainerCallback):
-    """Looks at the policy before the steps of the study; keeps checkpoints to resume from."""
-
-    def __init__(
-        self, results: _Results, trainer: Any, probe: Callable[[], float], console: Console
-    ) -> None:
-        self.results, self.trainer, self.probe = results, trainer, probe
-        self.console = console
-        self.missing = results.missing()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Hold the training here, if this step lacks parts of the study."""
-        step, config = state.global_step, self.results.config
-        if step not in self.missing:
-            return
+    def look(step: int) -> None:
         seed = config.seed * 1_000_003 + step
-        bench = Bench(self.trainer, seed)
-        for part in self.missing[step]:
-            self.console.print(f"held before step {step}: {part}", highlight=False)
+        bench = Bench(trainer, seed)
+        for part in missing[step]:
+            console.print(f"held before step {step}: {part}", highlight=False)
             if part == "theorem":
-                rows = check_theorem(
-                    bench.logprob, bench.baseline, bench.sensitivity, bench.mask, bench.advantages
-                )
+                tokens = bench.logprob, bench.baseline, bench.sensitivity, bench.mask
+                rows = check_theorem(*tokens, bench.advantages)
             elif part == "patterns":
                 offset = [s for _, s in config.holds].index(step) * config.patterns % len(KINDS)
                 rows = try_patterns(bench, config.patterns, seed, offset)
             else:
-                rows = try_rules(bench, config.inner_updates, config.clips, self.probe)
-            self.results.add(part, step, rows)
+                rows = try_rules(bench, probe)
+            results.add(part, step, rows)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save the training where a stage begins; end it after the last look."""
-        control.should_save = state.global_step in self.results.config.stages
-        control.should_training_stop |= state.global_step > max(self.missing)
+    class Hold(TrainerCallback):
+        """Looks at the policy before steps of the study; keeps checkpoints to resume from."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step in missing:
+                look(state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_save = state.global_step in config.stages
+            control.should_training_stop |= state.global_step > max(missing)
+
+    trainer.add_callback(Hold())
+    checkpoint = directory.last_checkpoint(below=min(missing) + 1)
+    trainer.train(resume_from_checkpoint=checkpoint)

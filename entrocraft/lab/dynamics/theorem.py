@@ -4,14 +4,13 @@ Theorem 1 (Li et al., 2026, arXiv 2604.26326): an update of sampled token k with
 the entropy against the sign of A, ``A dH <= 0``, whenever ``log p_k > OSB``, with the output-space
 baseline ``OSB = -sum_{i != k} (dp_i / dp_k) log p_i``.
 
-The baseline depends on how an update spreads probability over the other tokens. A policy-gradient
-step on a softmax moves the logits by ``dz = eta A (e_k - p)``, so with ``q = sum_i p_i^2``
+A policy-gradient step on a softmax moves the logits by ``dz = eta A (e_k - p)``, so with
+``q = sum_i p_i^2``
 
     dp_i = eta A p_i (q - p_i - p_k)   for i != k,      dp_k = eta A p_k (1 - 2 p_k + q).
 
-dp_k has the sign of A, and ``dH = -sum_i dp_i log p_i = -dp_k (log p_k - OSB)``, as the dp sum to
-0: under the real softmax update the condition is the same statement as ``A dH < 0``.
-In closed form, with ``L = sum_i p_i^2 log p_i``,
+As the dp sum to 0, ``dH = -sum_i dp_i log p_i = -dp_k (log p_k - OSB)``, and dp_k has the sign of
+A: for this update the condition is the same as ``A dH < 0``. With ``L = sum_i p_i^2 log p_i``,
 
     OSB = [L - p_k^2 log p_k - (p_k - q) (H + p_k log p_k)] / [p_k (1 - 2 p_k + q)].
 """
@@ -32,15 +31,10 @@ _CHUNK_ELEMENTS = 2**22
 def output_space_baseline(
     logits: Tensor, tokens: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability and output-space baseline of every token, (n,) float64 each, nats.
+    """Log-probability and output-space baseline of (n,) tokens with (n, V) logits, nats.
 
-    Works in float64: where the policy is nearly certain the baseline is a quotient of two vanishing
+    In float64: where the policy is nearly certain the baseline is a quotient of two vanishing
     numbers. A token of probability 1 cannot move; its baseline is set to the limit, minus infinity.
-
-    Args:
-        logits: (n, V).
-        tokens: (n,) sampled token ids.
-        temperature: logits are divided by it, as in sampling.
     """
     rows = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
     parts = [
@@ -74,33 +68,26 @@ def check_theorem(
 ) -> list[dict[str, Any]]:
     """Count tokens and sequences that meet the condition, by the sign of the advantage.
 
-    Args:
-        logprob: (B, T), log p_k, nats.
-        baseline: (B, T), OSB, nats.
-        sensitivity: (B, T), at the logit level: entropy change per unit of advantage, nats.
-        mask: (B, T) bool, response tokens.
-        advantages: (B,); rollouts with 0 are left out, as no update comes of them.
+    All but the advantages (B,) are (B, T); `sensitivity` is the logit level's entropy change per
+    unit of advantage. Rollouts with an advantage of 0 are left out.
 
     Returns:
         One row for each sign, `advantage`: `tokens`; `tokens_met`, log p_k > OSB; `sequences`;
         `sequences_all_met`, every token meets it; `sequences_met`, the paper's Theorem 2:
         sum_t log p >= sum_t OSB; `sequences_opposed`, A times the summed entropy change of the
-        tokens is not positive; `sequences_met_opposed`, both.
+        tokens is not positive.
     """
     met = (logprob > baseline) & mask
-    condition = torch.where(mask, logprob - baseline, 0.0).sum(1) >= 0
-    opposed = torch.where(mask, sensitivity, 0.0).sum(1) <= 0
     found = []
     for name, chosen in (("positive", advantages > 0), ("negative", advantages < 0)):
         rows = chosen & mask.any(1)
         counts = {
-            "tokens": mask[rows],
-            "tokens_met": met[rows],
-            "sequences": rows,
-            "sequences_all_met": (met | ~mask)[rows].all(1),
-            "sequences_met": condition[rows],
-            "sequences_opposed": opposed[rows],
-            "sequences_met_opposed": (condition & opposed)[rows],
+            "tokens": mask,
+            "tokens_met": met,
+            "sequences": mask.any(1),
+            "sequences_all_met": (met | ~mask).all(1),
+            "sequences_met": torch.where(mask, logprob - baseline, 0.0).sum(1) >= 0,
+            "sequences_opposed": torch.where(mask, sensitivity, 0.0).sum(1) <= 0,
         }
-        found.append({"advantage": name} | {key: int(c.sum()) for key, c in counts.items()})
+        found.append({"advantage": name} | {key: int(c[rows].sum()) for key, c in counts.items()})
     return found
