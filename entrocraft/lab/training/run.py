@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from entrocraft.lab.models import WarmStartConfig, load_model, progress_bar, warm_start
-from entrocraft.lab.parsing import config_from_mapping
+from entrocraft.lab.parsing import config_from_mapping, merge
 from entrocraft.lab.report import write_report
 from entrocraft.lab.tasks import get_task
 from entrocraft.lab.tasks.prompts import speaks_chat
@@ -24,7 +24,6 @@ from entrocraft.lab.training.measurements import measurements
 from entrocraft.lab.training.progress import RunProgress
 from entrocraft.lab.training.recorder import Recorder
 from entrocraft.lab.training.trainer import build_trainer, trainer_arguments
-from entrocraft.lab.training.tuning import merge
 
 __all__ = ["prepare_model", "train"]
 
