@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from entrocraft.lab.dynamics.anchor import step_direction
+from entrocraft.lab.dynamics.authority import RULES, count_updates
+from entrocraft.lab.dynamics.patterns import KINDS, draw_keep, try_patterns
+from entrocraft.lab.dynamics.statistics import bootstrap, explained, fit_line, sign_agreement
 
 from entrocraft.effects import token_statistics
 from entrocraft.lab.cli import main
-from entrocraft.lab.dynamics.anchor import step_direction
-from entrocraft.lab.dynamics.authority import RULES, count_updates
 from entrocraft.lab.dynamics.bench import Bench
 from entrocraft.lab.dynamics.config import DynamicsConfig
-from entrocraft.lab.dynamics.patterns import KINDS, draw_keep, try_patterns
-from entrocraft.lab.dynamics.statistics import bootstrap, explained, fit_line, sign_agreement
 from entrocraft.lab.dynamics.summary import predictions_of, summarize
 from entrocraft.lab.dynamics.theorem import check_theorem, output_space_baseline
 from entrocraft.lab.models import ReasonerConfig, build_reasoner, build_tokenizer
