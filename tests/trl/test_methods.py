@@ -1,4 +1,4 @@
-"""The baselines inside TRL: its own options, token advantages in its loss, a bonus, more rollouts."""
+"""Baselines inside TRL: options, token advantages in its loss, a bonus, more rollouts."""
 
 import json
 import warnings

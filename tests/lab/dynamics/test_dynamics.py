@@ -105,7 +105,7 @@ def test_counts_by_sign_of_the_advantage():
     )
     up, down = found["positive"], found["negative"]
     assert (up["tokens"], up["tokens_met"], up["sequences"]) == (4, 3, 2)
-    # the first sequence meets Theorem 2 by its stats, although its entropy change goes the other way
+    # the first sequence meets Theorem 2 by its sums, yet its entropy change goes the other way
     assert (up["sequences_met"], up["sequences_opposed"], up["sequences_all_met"]) == (2, 1, 1)
     assert up["sequences_met_opposed"] == 1
     assert (down["tokens"], down["tokens_met"], down["sequences_met"]) == (1, 0, 0)
