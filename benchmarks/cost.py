@@ -26,13 +26,13 @@ from entrocraft.lab.tasks.store import stored_problems
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.lab.training.run import prepare_model
 from entrocraft.lab.training.trainer import build_trainer
-from entrocraft.settings import ControlConfig
+from entrocraft.settings import ControlSettings
 
 RESULTS = Path(__file__).parent / "results" / "cost.json"
 STEPS, WARM_UP = 18, 4
 
 
-class NoControl(ControlConfig):
+class NoControl(ControlSettings):
     """TRL alone: no controller, nothing observed."""
 
     def build(self, seed: int) -> Any:
@@ -42,12 +42,12 @@ class NoControl(ControlConfig):
 
 METHODS = {
     "plain TRL": NoControl(),
-    "observed, nothing rejected": ControlConfig(rule=None),
-    "tilt, sampled, not re-measured": ControlConfig(effect="sampled", remeasure=False),
-    "tilt, not re-measured": ControlConfig(remeasure=False),
-    "tilt (default)": ControlConfig(),
-    "tilt, gradient": ControlConfig(effect="gradient"),
-    "tilt, gradient, refresh 4": ControlConfig(effect="gradient", refresh=4),
+    "observed, nothing rejected": ControlSettings(rule=None),
+    "tilt, sampled, not re-measured": ControlSettings(effect="sampled", remeasure=False),
+    "tilt, not re-measured": ControlSettings(remeasure=False),
+    "tilt (default)": ControlSettings(),
+    "tilt, gradient": ControlSettings(effect="gradient"),
+    "tilt, gradient, refresh 4": ControlSettings(effect="gradient", refresh=4),
 }
 
 
@@ -62,7 +62,7 @@ class StepClock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def step_seconds(control: ControlConfig, seed: int) -> float:
+def step_seconds(control: ControlSettings, seed: int) -> float:
     """Median seconds of a step: rollouts, rewards, control and update."""
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(

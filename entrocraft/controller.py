@@ -80,8 +80,8 @@ class EntropyController(Method):
         feedback: how target and measurement become pressure.
         selection: how pressure becomes weights.
         remeasure: share of the prompts that are scored once more after the batch's update, to know
-            how far it moved the entropy without the noise of new prompts; None takes a quarter
-            with the rule tilt, else nothing.
+            how far it moved the entropy without the noise of new prompts; None takes all of
+            them with the rule tilt, else none.
         seed: of the controller's own generator; the global one is never touched.
 
     Raises:
@@ -114,14 +114,14 @@ class EntropyController(Method):
         deadband = self.rule is not None and self.rule.deadband
         self.feedback = self.feedback_settings.build(deadband)
         plans = self.rule is not None and not deadband
-        self.remeasure = (0.25 if plans else 0.0) if remeasure is None else float(remeasure)
+        self.remeasure = (1.0 if plans else 0.0) if remeasure is None else float(remeasure)
         if not 0 <= self.remeasure <= 1:
             raise ValueError(f"remeasure is a share of the prompts, 0 to 1, got {remeasure}")
         self.seed = int(seed)
         self.state = ControllerState(feedback=self.feedback.start())
 
     def __repr__(self) -> str:
-        rule = None if self.rule is None else self.rule.name
+        rule = self.rule and self.rule.name
         return (
             f"EntropyController(schedule={self.schedule!r}, rule={rule!r}, "
             f"effect={self._effect!r}, seed={self.seed})"
@@ -282,9 +282,7 @@ class EntropyController(Method):
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         # ordered by effect, the draw is balanced in every range of effects: its sum stays on plan
         order = torch.argsort(response.given.effects, stable=True)
-        return self.selection.weights(
-            selection.probabilities, active, response.tokens, order, uniform, response.joining
-        )
+        return self.selection.weights(selection.probabilities, active, order, uniform)
 
     def post_update(self, change: float, stderr: float, trained: bool = True) -> None:
         """Take the measured change of the entropy by the last update; see `Method.post_update`."""
@@ -315,7 +313,7 @@ class EntropyController(Method):
             "initial": state.initial,
             "scale": state.scale,
             "feedback": self.feedback.state_dict(state.feedback),
-            "monitor": asdict(state.monitor),
+            "monitor": {**asdict(state.monitor), "warned": list(state.monitor.warned)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

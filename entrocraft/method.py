@@ -116,6 +116,7 @@ class Method:
         remeasure: share of the prompts, in [0, 1], that the adapter scores once more after the
             batch's last update and reports to `post_update`.
         hosted: whether the method has been in a trainer before.
+        seed: of what the method, or the adapter on its behalf, chooses at random.
     """
 
     name: ClassVar[str] = ""
@@ -129,6 +130,7 @@ class Method:
     samples_more: ClassVar[bool] = False
     remeasure: float = 0.0
     hosted: bool = False
+    seed: int = 0
 
     def __init__(self, schedule: schedules.Schedule | str | float | None = None) -> None:
         self._target = Target(self.own_target if schedule is None else schedule)

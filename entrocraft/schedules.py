@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
+from typing import Any
 
 __all__ = [
     "Level",
@@ -304,10 +305,8 @@ def from_string(text: str) -> Schedule:
     if not isinstance(text, str):
         raise ValueError(f"not a schedule: {str(text)[:80]!r}; {hint}")
     try:
-        node = _parse(text)
-        if not isinstance(node, ast.Call):
-            return constant(_read_level(node))
-        return _read_schedule(node)
+        found = _read(_parse(text))
+        return found if callable(found) else constant(found)
     except _UNREADABLE as error:
         shown = text if len(text) <= 200 else text[:200] + "..."
         raise ValueError(f"not a schedule: {shown!r} ({str(error)[:200]}); {hint}") from error
@@ -326,46 +325,27 @@ def _parse(text: str) -> ast.expr:
         return ast.parse(text.strip(), mode="eval").body
 
 
-_RAMPS = {"linear": linear, "cosine": cosine, "exponential": exponential}
+def _read(node: ast.expr) -> Any:
+    """Syntax tree to a schedule, a level, or a list of them."""
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_read(part) for part in node.elts]
+    if not isinstance(node, ast.Call):
+        return _parse_level(node)
+    name = node.func.id if isinstance(node.func, ast.Name) else ""
+    if name not in _FACTORIES:
+        raise ValueError(f"{ast.unparse(node.func)!r} is no schedule")
+    named = {str(keyword.arg): _read(keyword.value) for keyword in node.keywords}
+    return _FACTORIES[name](*map(_read, node.args), **named)
 
 
-def _read_schedule(node: ast.expr) -> Schedule:
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise ValueError(f"{ast.unparse(node)!r} is no schedule")
-    name, arguments = node.func.id, node.args
-    keywords = {str(keyword.arg): keyword.value for keyword in node.keywords}
-    if name == "constant" and len(arguments) == 1 and not keywords:
-        return constant(_read_level(arguments[0]))
-    if name in _RAMPS:
-        named = dict(zip(("start", "end", "steps"), arguments, strict=False)) | keywords
-        if len(arguments) + len(keywords) != 3 or set(named) != {"start", "end", "steps"}:
-            raise ValueError(f"{name} takes start, end, steps")
-        steps = _read_int(named["steps"])
-        return _RAMPS[name](_read_level(named["start"]), _read_level(named["end"]), steps)
-    if name == "piecewise" and len(arguments) == 1 and not keywords:
-        points = [_read_list(point) for point in _read_list(arguments[0])]
-        return piecewise([(_read_int(step), _read_level(level)) for step, level in points])
-    if name == "join" and len(arguments) == 2 and not keywords:
-        inner = [_read_schedule(part) for part in _read_list(arguments[0])]
-        return join(inner, [_read_int(boundary) for boundary in _read_list(arguments[1])])
-    raise ValueError(f"{name} with {len(arguments) + len(keywords)} arguments is no schedule")
-
-
-def _read_list(node: ast.expr) -> list[ast.expr]:
-    if not isinstance(node, (ast.List, ast.Tuple)):
-        raise ValueError(f"{ast.unparse(node)!r} is no list")
-    return node.elts
-
-
-def _read_int(node: ast.expr) -> int:
-    level = _parse_level(node)
-    if level.scale != 0 or level.offset != int(level.offset):
-        raise ValueError(f"{ast.unparse(node)!r} is no whole number of steps")
-    return int(level.offset)
-
-
-def _read_level(node: ast.expr) -> str:
-    return str(_parse_level(node))
+_FACTORIES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "exponential": exponential,
+    "piecewise": piecewise,
+    "join": join,
+}
 
 
 def _parse_level(node: ast.expr) -> Level:
@@ -413,16 +393,20 @@ def _level(level: float | str | Level) -> Level:
     return parsed
 
 
-def _steps(steps: int) -> int:
-    if _step(steps) < 1:
+def _steps(steps: Any) -> int:
+    count = _step(steps)
+    if count < 1:
         raise ValueError(f"a schedule needs at least 1 step, got {steps}")
-    return int(steps)
+    return count
 
 
-def _step(step: float) -> int:
-    if not isinstance(step, Real) or not 0 <= step < 1e15 or step != int(step):
+def _step(step: Any) -> int:
+    if isinstance(step, Level) and step.scale == 0:
+        step = step.offset
+    number = float(step) if isinstance(step, Real) else math.nan
+    if not 0 <= number < 1e15 or number != int(number):
         raise ValueError(f"steps are whole numbers of at least 0, got {step!r}")
-    return int(step)
+    return int(number)
 
 
 def _finite(number: float) -> float:

@@ -32,7 +32,7 @@ class ControlSettings:
         feedback: how target and measurement become pressure.
         selection: how pressure becomes weights.
         remeasure: share of the prompts, 0 to 1, that are scored once more after an update; null
-            takes a quarter with the rule tilt, else nothing.
+            takes all with the rule tilt, else none.
     """
 
     rule: str | None = "tilt"

@@ -1,4 +1,4 @@
-"""Entropy control in slime (and miles, its fork): a custom advantage function.
+"""Adapter of slime: a custom advantage function.
 
     export ENTROCRAFT='{schedule: "linear(0.6, 0.3, 400)"}'
     python train.py ... --custom-advantage-function-path entrocraft.slime.control_advantages \\
@@ -6,8 +6,8 @@
 
 slime calls it in place of its own estimator, on every data-parallel rank with that rank's samples.
 ENTROCRAFT is the section `control` of entrocraft's YAML files, as text. Effect levels are "sampled"
-(the default here) and "sign", rules are tilt and sign: slime hands over no logits and no raw
-rewards.
+(the default) and "sign". slime hands the function no model, so no batch is scored once more after
+its update (`remeasure` is 0). miles, a fork of slime, has no such hook.
 
 The function follows the interface that slime had in 2026 (slime/backends/megatron_utils/loss.py);
 it is tested as a function, not in a run of slime, which needs GPUs.
@@ -24,22 +24,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import yaml
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from entrocraft.adapter import Adapter, Processes, run_decision
 from entrocraft.effects import TOKEN_LEVELS
-from entrocraft.lab.parsing import config_from_mapping
-from entrocraft.method import EntropyMethod
-from entrocraft.rollouts import RolloutStats
-from entrocraft.settings import ControlConfig
+from entrocraft.method import Decision, Method
+from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
+from entrocraft.selection import RULES
+from entrocraft.settings import settings_from_mapping
+from entrocraft.storage import write_atomically
 
 __all__ = ["control_advantages"]
 
 VARIABLE = "ENTROCRAFT"
 _ESTIMATORS = ("grpo", "gspo", "cispo")
-_RULES = ("tilt", "sign")
 _FILE = "entrocraft.json"
-_COLUMNS = ("advantages", "tokens", "logprob", "entropy")
 
 logger = logging.getLogger("entrocraft.slime")
 _state: dict[str, Any] = {}
@@ -48,46 +48,130 @@ _state: dict[str, Any] = {}
 def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
     """Put GRPO's advantages, with those of rejected samples at 0, into `rollout_data`.
 
-    Writes the method's memory to `args.save` after every decision and takes it from `args.load` at
-    the start; slime tells this function nothing of its checkpoints, so after a crash the memory may
+    Writes the method's state to `args.save` after every decision and takes it from `args.load` at
+    the start; slime tells this function nothing of its checkpoints, so after a crash the state may
     be a few batches ahead of the weights.
 
     Args:
         args: slime's; read are `advantage_estimator`, `calculate_per_token_loss`,
-            `context_parallel_size`, `normalize_advantages`, `use_opd`, `save`, `load`, and for the
-            clock `num_steps_per_rollout` or `global_batch_size`, `rollout_batch_size` and
-            `n_samples_per_prompt`.
+            `context_parallel_size`, `normalize_advantages`, `use_opd`, `save`, `load`,
+            `n_samples_per_prompt`, and for the optimizer steps `num_steps_per_rollout` or
+            `global_batch_size` and `rollout_batch_size`.
         rollout_data: lists over samples: `rewards` (normalized over groups by slime), `log_probs`,
-            `entropy` and `loss_masks` (one tensor each). Gets `advantages` and `returns`.
+            `entropy` and `loss_masks` (one tensor each); `partition` (places of this rank's samples
+            in the whole batch) and `raw_reward` (of the whole batch), where slime sends them. Gets
+            `advantages` and `returns`.
 
     Raises:
         ValueError: a setting or a batch that cannot be controlled.
     """
-    method = _method(args)
-    local = _sums(args, rollout_data)
-    mine = torch.stack([getattr(local, name) for name in _COLUMNS], dim=1)
-    columns, start = _gathered(mine)
-    named: dict[str, Any] = {name: columns[:, i] for i, name in enumerate(_COLUMNS)}
-    # slime's loss is a mean over samples of means over tokens unless it is told otherwise
-    by_token = bool(getattr(args, "calculate_per_token_loss", False))
-    weight = None if by_token else 1 / named["tokens"].clamp(min=1)
-    stats = RolloutStats(**named, token_weight=weight, by_rollout=not by_token)
-    steps = _steps(args)
-    decision = method.decide(stats, step=round(_state["steps"]), optimizer_steps=steps)
-    _state["steps"] += steps
-    kept = decision.advantages[start : start + len(mine)]
-    advantages = [
-        torch.full_like(logprobs, float(value), dtype=torch.float32)
-        for logprobs, value in zip(rollout_data["log_probs"], kept, strict=True)
-    ]
-    rollout_data["advantages"] = advantages
-    rollout_data["returns"] = list(advantages)
-    if start == 0:
-        logger.info("step %d %s", _state["steps"], json.dumps(decision.metrics))
+    batch = RolloutData(args, rollout_data, _method(args))
+    run_decision(batch)
+    _state["steps"] += batch.step_info().optimizer_steps
+    if batch.processes.index == 0:
         _write(args)
 
 
-def _method(args: Any) -> EntropyMethod:
+class DataParallelRanks(Processes):
+    """slime's data-parallel ranks, each with its own number of samples."""
+
+    def __init__(self) -> None:
+        self._group = None
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        try:
+            from megatron.core import mpu
+        except ImportError:
+            pass
+        else:
+            self._group = mpu.get_data_parallel_group()
+        self.count = dist.get_world_size(self._group)
+        self.index = dist.get_rank(self._group)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Concatenate the rows of all ranks."""
+        if self.count == 1:
+            return rows
+        parts: list[Any] = [None] * self.count
+        dist.all_gather_object(parts, rows, group=self._group)
+        return torch.cat(parts)
+
+
+class RolloutData(Adapter):
+    """One rollout batch of slime, as one rank sees it."""
+
+    def __init__(self, args: Any, data: dict[str, Any], method: Method) -> None:
+        _check(args, data)
+        self.method = method
+        self.processes = DataParallelRanks()
+        self._args, self._data = args, data
+        self._step = StepInfo(round(_state["steps"]), _steps(args))
+        self._put(torch.tensor(data["rewards"], dtype=torch.float64))
+
+    def _put(self, advantages: Tensor) -> None:
+        """Write one advantage for each sample."""
+        logprobs = self._data["log_probs"]
+        found = [
+            torch.full_like(tokens, float(value), dtype=torch.float32)
+            for tokens, value in zip(logprobs, advantages, strict=True)
+        ]
+        self._data["advantages"], self._data["returns"] = found, list(found)
+
+    def step_info(self) -> StepInfo:
+        """Optimizer steps taken, and those that this batch is used for."""
+        return self._step
+
+    def local_stats(self) -> RolloutStats:
+        """Per-rollout sums of this rank, with prompts and raw rewards where slime sends them."""
+        data = self._data
+        partition, raw = data.get("partition"), data.get("raw_reward")
+        size = getattr(self._args, "n_samples_per_prompt", None)
+        group = rewards = None
+        # samples of a prompt are neighbors in the whole batch, unless some were filtered out
+        if partition is not None and raw is not None and size and len(raw) % size == 0:
+            group = torch.tensor(partition) // size
+            rewards = torch.tensor([float(raw[place]) for place in partition], dtype=torch.float64)
+        batch = RolloutBatch(
+            step=self._step.step,
+            advantages=torch.tensor(data["rewards"], dtype=torch.float64),
+            mask=_padded(data["loss_masks"]).bool(),
+            logprobs=_padded(data["log_probs"]),
+            entropies=_padded(data["entropy"]),
+            rewards=rewards,
+            group=group,
+        )
+        return batch.stats()
+
+    def complete(self, stats: RolloutStats) -> RolloutStats:
+        """Add the loss's weights: means over samples of token means, unless told otherwise."""
+        by_token = bool(getattr(self._args, "calculate_per_token_loss", False))
+        return RolloutStats(
+            advantages=stats.advantages,
+            tokens=stats.tokens,
+            logprob=stats.logprob,
+            entropy=stats.entropy,
+            rewards=stats.rewards,
+            group=stats.group,
+            token_weight=None if by_token else 1 / stats.tokens.clamp(min=1),
+            by_rollout=not by_token,
+        )
+
+    def write(self, decision: Decision, advantages: Tensor, stats: RolloutStats) -> None:
+        """Put the advantages into slime's batch."""
+        self._put(advantages)
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Log one line on the first rank."""
+        if self.processes.index == 0:
+            logger.info("step %d %s", self._step.step, json.dumps(metrics))
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    """(B, T) from one tensor for each sample, 0 beyond its end."""
+    return pad_sequence([row.detach().cpu() for row in rows], batch_first=True)
+
+
+def _method(args: Any) -> Method:
     """Make the method once per process; later calls return it."""
     if "method" in _state:
         return _state["method"]
@@ -97,29 +181,40 @@ def _method(args: Any) -> EntropyMethod:
             f"no entropy control is configured; set {VARIABLE}, e.g. "
             f"{VARIABLE}='{{schedule: \"linear(0.6, 0.3, 400)\"}}'"
         )
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError(
+            "entrocraft.slime needs PyYAML; install entrocraft with its extra [slime]"
+        ) from error
     keys = yaml.safe_load(text)
     if not isinstance(keys, dict):
         raise ValueError(f"{VARIABLE} is {text!r}; it has keys, e.g. {{schedule: '0.5'}}")
     seed = keys.pop("seed", 0)
-    rule = keys.get("rule", "tilt")
-    if rule not in _RULES:
-        raise ValueError(
-            f"{VARIABLE}.rule is {rule!r}; slime hands over neither raw rewards nor its loss, so "
-            f"entropy control there knows {', '.join(_RULES)}"
-        )
-    own = {"schedule": None, "remeasure": False} | ({"effect": "sampled"} if rule == "tilt" else {})
-    method = config_from_mapping(ControlConfig, own | keys).build(seed)
+    own = {"remeasure": 0.0} if keys.get("rule", "tilt") in RULES else {}
+    method = settings_from_mapping(own | keys).build(seed)
     if method.effect in TOKEN_LEVELS:
         raise ValueError(
             f"effect is {method.effect!r}, which needs logits that slime does not hand over; use "
             "'sampled' or 'sign'"
         )
+    if method.trainer_options or method.token_scope or method.uses_bonus or method.samples_more:
+        raise ValueError(
+            f"{VARIABLE}.rule is {method.name!r}, which works inside the trainer's loss or on its "
+            "options; in slime choose tilt, sign, switch or a baseline that works on advantages"
+        )
+    if method.remeasure:
+        raise ValueError(
+            f"{VARIABLE}.remeasure is {method.remeasure}; slime hands over no model to score a "
+            "batch once more: use 0"
+        )
     _state.update(method=method, steps=0.0)
     file = Path(args.load) / _FILE if getattr(args, "load", None) else None
     if file is not None and file.exists():
-        memory = json.loads(file.read_text())
-        method.load_state_dict(memory["method"])
-        _state["steps"] = memory["optimizer_steps"]
+        found = json.loads(file.read_text())
+        method.load_state_dict(found["method"])
+        steps = found["optimizer_steps"] if "optimizer_steps" in found else found["optimiser_steps"]
+        _state["steps"] = float(steps)
     return method
 
 
@@ -137,7 +232,12 @@ def _steps(args: Any) -> float:
     return prompts * samples / batch
 
 
-def _sums(args: Any, data: dict[str, Any]) -> RolloutStats:
+def _check(args: Any, data: dict[str, Any]) -> None:
+    """Refuse settings under which advantages of rejected samples would not stay 0.
+
+    Raises:
+        ValueError: names the setting.
+    """
     if args.advantage_estimator not in _ESTIMATORS:
         raise ValueError(
             f"advantage_estimator is {args.advantage_estimator!r}; entropy control in slime knows "
@@ -159,44 +259,14 @@ def _sums(args: Any, data: dict[str, Any]) -> RolloutStats:
             )
     if data.get("entropy") is None:
         raise ValueError("the batch has no entropies; start slime with --use-rollout-entropy")
-    masks = [mask.bool() for mask in data["loss_masks"]]
-
-    def added(values: Sequence[Tensor]) -> Tensor:
-        pairs = zip(values, masks, strict=True)
-        return torch.stack([value[mask].double().sum().cpu() for value, mask in pairs])
-
-    return RolloutStats(
-        advantages=torch.tensor(data["rewards"], dtype=torch.float64),
-        tokens=torch.tensor([float(mask.sum()) for mask in masks], dtype=torch.float64),
-        logprob=added(data["log_probs"]),
-        entropy=added(data["entropy"]),
-    )
-
-
-def _gathered(mine: Tensor) -> tuple[Tensor, int]:
-    """Columns (B, n) of all data-parallel ranks in their order, and where this rank's begin."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return mine, 0
-    group = None
-    try:
-        from megatron.core import mpu
-    except ImportError:
-        pass
-    else:
-        group = mpu.get_data_parallel_group()
-    parts: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(parts, mine, group=group)
-    rank = dist.get_rank(group)
-    return torch.cat(parts), sum(len(part) for part in parts[:rank])
 
 
 def _write(args: Any) -> None:
+    """Write the method's state beside slime's checkpoints."""
     if not getattr(args, "save", None):
         return
-    file = Path(args.save) / _FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
-    memory = {"method": _state["method"].state_dict(), "optimizer_steps": _state["steps"]}
-    # tensor-parallel peers of the first rank write the same memory; each has a partial of its own
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(memory))
-    os.replace(partial, file)
+    folder = Path(args.save)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"method": _state["method"].state_dict(), "optimizer_steps": _state["steps"]}
+    # tensor-parallel peers of the first rank write the same state
+    write_atomically(folder / _FILE, json.dumps(state))

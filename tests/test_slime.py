@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from entrocraft import EntropyController, slime
-from entrocraft.rollouts import RolloutStats
+from entrocraft.rollouts import RolloutStats, StepInfo
+from tests.contract import STEP, AdapterContract
 
 SCHEDULE = "linear(initial, 0.5*initial, 20)"
 
@@ -41,8 +42,8 @@ def samples(seed=0, count=24):
 
 
 def expected(batches, by_token=False):
-    """What the controller decides on the same stats."""
-    controller = EntropyController(SCHEDULE, effect="sampled", remeasure=False, seed=3)
+    """What the controller decides on the same sums."""
+    controller = EntropyController(SCHEDULE, effect="sampled", remeasure=0, seed=3)
     for step, data in enumerate(batches):
         triples = list(zip(data["log_probs"], data["entropy"], data["loss_masks"], strict=True))
         stats = RolloutStats(
@@ -53,7 +54,7 @@ def expected(batches, by_token=False):
         )
         if not by_token:  # slime's usual loss is a mean over samples
             stats = replace(stats, token_weight=1 / stats.tokens)
-        yield controller.decide(stats, step=2 * step, optimizer_steps=2)
+        yield controller.decide(stats, StepInfo(2 * step, 2))
 
 
 @pytest.mark.parametrize("by_token", [False, True])
@@ -71,14 +72,14 @@ def test_the_hook_gives_the_controllers_decisions(by_token):
     assert 0 < int((decision.weights == 0).sum()) < 24
 
 
-def test_the_clock_counts_the_optimizer_steps_of_a_global_batch_size(tmp_path):
+def test_the_schedule_counts_the_optimizer_steps_of_a_global_batch_size(tmp_path):
     sizes = {"rollout_batch_size": 4, "n_samples_per_prompt": 6, "global_batch_size": 8}
     args = arguments(num_steps_per_rollout=None, save=str(tmp_path), **sizes)
     slime.control_advantages(args, samples())
     assert json.loads((tmp_path / "entrocraft.json").read_text())["optimizer_steps"] == 3
 
 
-def test_memory_goes_on_where_it_was(tmp_path):
+def test_the_state_goes_on_where_it_was(tmp_path):
     batches = [samples(seed) for seed in range(4)]
     decisions = list(expected(batches))
     for data in batches[:2]:
@@ -117,7 +118,8 @@ def test_two_ranks_take_one_decision(tmp_path):
         ("3", {}, "ENTROCRAFT is '3'; it has keys"),
         ("{schedule: '0.4', effect: logit}", {}, "effect is 'logit', which needs logits"),
         ("{rule: tilt}", {}, "a rule needs a schedule"),
-        ("{rule: clip_b}", {}, "ENTROCRAFT.rule is 'clip_b'; slime hands over"),
+        ("{rule: clip_b}", {}, "ENTROCRAFT.rule is 'clip_b', which works inside"),
+        ("{schedule: '0.4', remeasure: 0.5}", {}, "slime hands over no model"),
         ("{schedule: '0.4'}", {"advantage_estimator": "ppo"}, "knows grpo, gspo, cispo"),
         ("{schedule: '0.4'}", {"context_parallel_size": 2}, "context_parallel_size is 2"),
         ("{schedule: '0.4'}", {"normalize_advantages": True}, "slime whitens what this"),
@@ -143,3 +145,53 @@ def test_the_papers_rule_keeps_its_own_level(monkeypatch):
     kept = [float(a[0]) for a in data["advantages"]]
     # entropy is far above: only rewarded samples stay
     assert kept == [pytest.approx(max(r, 0.0)) for r in data["rewards"]]
+
+
+def test_prompts_and_raw_rewards_are_read_where_slime_sends_them():
+    """In a group with one reward rounding noise is no advantage."""
+    data = samples()
+    raw = [1.0] * 6 + [float(i % 2) for i in range(18)]
+    noise = [1e-7, -1e-7, 0.0, 1e-7, -1e-7, 0.0]
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(2)).tolist()
+    data["rewards"] = (noise + [1.0 if r else -1.0 for r in raw[6:]])[:24]
+    shuffled = {name: [values[place] for place in order] for name, values in data.items()}
+    shuffled |= {"partition": order, "raw_reward": raw}
+    args = arguments(n_samples_per_prompt=6)
+    slime.control_advantages(args, shuffled)
+    kept = {place: float(a[0]) for place, a in zip(order, shuffled["advantages"], strict=True)}
+    assert [kept[place] for place in range(6)] == [0.0] * 6
+    assert any(kept[place] for place in range(6, 24))
+
+
+# ---------------------------------------------------------------- the contract of adapters
+
+
+def engine(case, method):
+    slime._state.update(steps=float(STEP.step))
+    inside = [row.bool() for row in case.mask]
+    data = {
+        "rewards": case.advantages.tolist(),
+        "raw_reward": case.rewards.tolist(),
+        "partition": list(range(len(case.mask))),
+        "log_probs": list(case.logprobs.clone()),
+        "entropy": list(case.entropies),
+        "loss_masks": [mask.int() for mask in inside],
+    }
+    args = arguments(
+        num_steps_per_rollout=STEP.optimizer_steps,
+        n_samples_per_prompt=4,
+        calculate_per_token_loss=True,
+    )
+    adapter = slime.RolloutData(args, data, method)
+    logged = {}
+    adapter.log = logged.update
+
+    def read():
+        return torch.stack([tokens[0] for tokens in data["advantages"]])
+
+    return adapter, read, lambda: logged
+
+
+class TestSlime(AdapterContract):
+    engine = engine
+    momentum = None  # slime does not tell

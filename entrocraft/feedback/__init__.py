@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from entrocraft.feedback.deadband import Band, Deadband
+from entrocraft.feedback.deadband import Deadband
 from entrocraft.feedback.planner import Planner
-from entrocraft.feedback.situation import Feedback, Pressure, ResponseCurve, Situation
+from entrocraft.feedback.situation import Feedback, Pressure, Situation
 from entrocraft.feedback.target import Target, TargetError
 
 __all__ = [
-    "Band",
     "Deadband",
     "Feedback",
     "FeedbackSettings",
     "Planner",
     "Pressure",
-    "ResponseCurve",
     "Situation",
     "Target",
     "TargetError",
@@ -48,8 +46,8 @@ class FeedbackSettings:
             raise ValueError(f"horizon must be at least 1 optimizer step, got {self.horizon}")
         if not (math.isfinite(self.limit) and self.limit >= 1e-9):
             raise ValueError(f"limit must be finite and at least 1e-09, got {self.limit}")
-        Band.of(self.band)
+        Deadband(self.band)
 
     def build(self, deadband: bool) -> Feedback:
         """Make the loop: a `Deadband` for the band rules, else the `Planner`."""
-        return Deadband(Band.of(self.band)) if deadband else Planner(self.horizon, self.limit)
+        return Deadband(self.band) if deadband else Planner(self.horizon, self.limit)

@@ -3,44 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from entrocraft.feedback.situation import Pressure, Situation
 from entrocraft.rollouts.step import StepInfo
 
-__all__ = ["Band", "Deadband"]
-
-
-@dataclass(frozen=True)
-class Band:
-    """Offsets from the target in nats per token."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, band: float | tuple[float, float] | list[float]) -> Band:
-        """Read a half-width, or a (low, high) pair of offsets.
-
-        Raises:
-            ValueError: not finite, or the lower bound above the upper bound.
-        """
-        if isinstance(band, (int, float)) and not isinstance(band, bool):
-            if not (math.isfinite(band) and band >= 0):
-                raise ValueError(f"band must be a half-width of at least 0 nats, got {band}")
-            return cls(-float(band), float(band))
-        if not isinstance(band, (tuple, list)) or len(band) != 2:
-            raise ValueError(f"band must be a half-width or a (low, high) pair, got {band!r}")
-        low, high = (float(edge) for edge in band)
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"band edges must be finite, got ({low}, {high})")
-        if low > high:
-            raise ValueError(
-                f"the band's lower bound {low:g} is above its upper bound {high:g}; give (low, "
-                "high) as offsets from the target, e.g. (-0.05, 0.05)"
-            )
-        return cls(low, high)
+__all__ = ["Deadband"]
 
 
 class Deadband:
@@ -50,29 +18,44 @@ class Deadband:
 
     Args:
         band: half-width around the target, or (low, high) offsets from it, nats per token.
+
+    Raises:
+        ValueError: not finite, a negative width, or the lower bound above the upper bound.
     """
 
     limit = 1.0
 
-    def __init__(self, band: Band) -> None:
-        self.band = band
+    def __init__(self, band: float | tuple[float, float] | list[float]) -> None:
+        if isinstance(band, (int, float)) and not isinstance(band, bool):
+            if not (math.isfinite(band) and band >= 0):
+                raise ValueError(f"band must be a half-width of at least 0 nats, got {band}")
+            band = (-band, band)
+        if not isinstance(band, (tuple, list)) or len(band) != 2:
+            raise ValueError(f"band must be a half-width or a (low, high) pair, got {band!r}")
+        self.low, self.high = (float(edge) for edge in band)
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError(f"band edges must be finite, got ({self.low}, {self.high})")
+        if self.low > self.high:
+            raise ValueError(
+                f"the band's lower bound {self.low:g} is above its upper bound {self.high:g}; give "
+                "(low, high) as offsets from the target, e.g. (-0.05, 0.05)"
+            )
 
     def start(self) -> None:
         """Return the state before the first batch: none."""
 
-    def choose(self, state: None, situation: Situation) -> tuple[Pressure, None, dict[str, float]]:
+    def choose(self, state: None, situation: Situation) -> tuple[Pressure, None, dict]:
         """Compare the measurement with the band's edges."""
         target = situation.target(0)
-        low, high = target + self.band.low, target + self.band.high
-        metrics = {"entropy/low": low, "entropy/high": high}
-        if not 0 < situation.response.size < math.inf:
-            return Pressure(0.0), None, metrics
+        low, high = target + self.low, target + self.high
         value = float(situation.measured < low) - float(situation.measured > high)
-        return Pressure(value, saturated=value != 0), None, metrics
+        value *= 0 < situation.response.size < math.inf
+        pressure = Pressure(value, saturated=value != 0)
+        return pressure, None, {"entropy/low": low, "entropy/high": high}
 
     def applied(
         self, state: None, effects: tuple[float, float], spread: float, step: StepInfo
-    ) -> tuple[None, dict[str, float]]:
+    ) -> tuple[None, dict]:
         """Learn nothing from what enters the update."""
         return None, {}
 

@@ -1,5 +1,4 @@
-"""Kalman filter of the policy's entropy: where it is, what momentum will still bring, and how much
-nats a unit of predicted effect moves.
+"""Kalman filter of the policy's entropy, of its pending change, and of the gain of the effects.
 
 One batch measures the policy's entropy with a noise as large as what several steps move. Between
 measurements the policy moves by a predictable amount: the effects of the rollouts that were kept,
@@ -10,7 +9,7 @@ no effect explains.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -65,8 +64,10 @@ class FilterState:
 
     first: float | None = None
     first_gain: float | None = None
-    mean: Tensor = torch.zeros(_STATES, dtype=torch.float64)
-    covariance: Tensor = torch.zeros(_STATES, _STATES, dtype=torch.float64)
+    mean: Tensor = field(default_factory=lambda: torch.zeros(_STATES, dtype=torch.float64))
+    covariance: Tensor = field(
+        default_factory=lambda: torch.zeros(_STATES, _STATES, dtype=torch.float64)
+    )
     steps: float | None = None
 
     @property
@@ -116,12 +117,10 @@ class FilterState:
         Raises:
             ValueError: a number that is missing, not finite, or in the wrong shape.
         """
-        numbers = {}
+        numbers: dict[str, Any] = {}
         for name in ("first", "first_gain", "steps"):
             value = state[name]
-            numbers[name] = None if value is None else float(value)
-            if value is not None and not math.isfinite(numbers[name]):
-                raise ValueError(f"{name} is {value!r}; a finite number is expected")
+            numbers[name] = None if value is None else float(_finite(value, ()))
         return cls(
             mean=_finite(state["mean"], (_STATES,)),
             covariance=_finite(state["covariance"], (_STATES, _STATES)),

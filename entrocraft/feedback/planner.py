@@ -1,4 +1,4 @@
-"""The planner: the pressure that brings the estimated entropy onto the schedule a few steps ahead."""
+"""The planner: the pressure that brings the entropy onto the schedule a few steps ahead."""
 
 from __future__ import annotations
 

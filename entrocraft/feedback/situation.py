@@ -1,4 +1,4 @@
-"""What a feedback loop sees before it chooses the pressure of a batch, and what it answers."""
+"""What a feedback sees before it chooses the pressure of a batch, and what it answers."""
 
 from __future__ import annotations
 
@@ -8,24 +8,7 @@ from typing import Any, Protocol
 
 from entrocraft.rollouts.step import StepInfo
 
-__all__ = ["Feedback", "Pressure", "ResponseCurve", "Situation"]
-
-
-class ResponseCurve(Protocol):
-    """Expected sums of the kept effects as a function of the pressure; see `selection.response`."""
-
-    @property
-    def size(self) -> float:
-        """Sum of the absolute effects of the active rollouts over all steps of the batch."""
-        ...
-
-    def at(self, pressure: float) -> tuple[float, float]:
-        """Expected sums of the kept effects, of positive and of negative advantages."""
-        ...
-
-    def solve(self, gains: tuple[float, float], wanted: float) -> tuple[float, float]:
-        """Pressure at which the kept effects times the gains sum to `wanted`, and what it gives."""
-        ...
+__all__ = ["Feedback", "Pressure", "Situation"]
 
 
 @dataclass(frozen=True)
@@ -37,14 +20,14 @@ class Situation:
         stderr: its standard error; infinite if unknown.
         target: optimizer steps ahead -> target entropy, nats per token.
         step: position of the batch in the run.
-        response: pressure -> expected sums of the kept effects.
+        response: pressure -> expected sums of the kept effects; see `selection.response.Response`.
     """
 
     measured: float
     stderr: float
     target: Callable[[int], float]
     step: StepInfo
-    response: ResponseCurve
+    response: Any
 
 
 @dataclass(frozen=True)
@@ -63,39 +46,30 @@ class Pressure:
 
 
 class Feedback(Protocol):
-    """A loop from entropies (nats per token) to pressure; its state is kept by the controller."""
+    """A loop from entropies (nats per token) to pressure; the controller keeps its state.
 
-    @property
-    def limit(self) -> float:
-        """Largest pressure."""
-        ...
+    `choose` and `applied` also return numbers to log; `load_state` raises a ValueError, KeyError or
+    TypeError on anything that `state_dict` did not give.
+    """
+
+    limit: float
 
     def start(self) -> Any:
         """Return the state before the first batch."""
-        ...
 
-    def choose(self, state: Any, situation: Situation) -> tuple[Pressure, Any, dict[str, float]]:
-        """Take one measurement; return the pressure, the new state and numbers to log."""
-        ...
+    def choose(self, state: Any, situation: Situation) -> tuple[Pressure, Any, dict]:
+        """Take one measurement and return the pressure for its batch."""
 
     def applied(
         self, state: Any, effects: tuple[float, float], spread: float, step: StepInfo
-    ) -> tuple[Any, dict[str, float]]:
-        """Take the summed effects of what enters the update; return state and numbers to log."""
-        ...
+    ) -> tuple[Any, dict]:
+        """Take summed effects of what enters the update, and the root of their squared sum."""
 
     def post_update(self, state: Any, change: float, stderr: float, trained: bool) -> Any:
-        """Take a measured change of the entropy by the last update; return the state."""
-        ...
+        """Take a measured change of the entropy by the last update, nats per token."""
 
     def state_dict(self, state: Any) -> dict[str, Any]:
         """Return a state, JSON-serializable."""
-        ...
 
     def load_state(self, state: dict[str, Any]) -> Any:
-        """Make a state from what `state_dict` gave.
-
-        Raises:
-            ValueError, KeyError, TypeError: it is none.
-        """
-        ...
+        """Make a state from what `state_dict` gave."""

@@ -1,4 +1,4 @@
-"""Sample a policy on problems it is never trained on: pass@k, and its entropy on a fixed probe."""
+"""Evaluation of a policy on held-out problems: pass@k, and entropy on a fixed probe."""
 
 from __future__ import annotations
 
@@ -90,31 +90,28 @@ def sample(
         Token ids (B, P + T), attention mask of the prompts (B, P), and mask of response tokens,
         end token included, (B, T).
     """
-    batch = tokenizer(
-        list(prompts),
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-        add_special_tokens=special_tokens,
-    ).to(model.device)
-    drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} | dict(sampling or {})
-    options = GenerationConfig(
+    padded = {"return_tensors": "pt", "padding": True, "padding_side": "left"}
+    batch = tokenizer(list(prompts), add_special_tokens=special_tokens, **padded).to(model.device)
+    options: dict[str, Any] = {"do_sample": False}
+    if seed is not None:
+        options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        options |= sampling or {}
+    generation = GenerationConfig(
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        do_sample=seed is not None,
-        **({} if seed is None else drawn),
+        **options,
     )
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), _own_defaults(model, options):
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), _own_defaults(model, generation):
         torch.manual_seed(seed or 0)
         ids = model.generate(  # type: ignore[operator]
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            generation_config=options,
+            generation_config=generation,
         )
     ended = ids[:, batch["input_ids"].shape[1] :] == tokenizer.eos_token_id
-    # a token belongs to the response unless an end token came before it
+    # a token is in the response unless an end token came before it
     return ids, batch["attention_mask"], ended.cumsum(1) - ended.long() == 0
 
 
@@ -159,8 +156,8 @@ def evaluate(
             right = [task.verify(*pair) >= 1 for pair in zip(part, texts, strict=True)]
             nats = (_entropies(model, ids, attention, mask, temperature) * mask).sum(1)
             ended = ((answers == tokenizer.eos_token_id) & mask).any(1)
-            columns = [nats.cpu(), mask.sum(1).cpu(), torch.tensor(right), ended.cpu()]
-            parts.append(torch.stack([column.double() for column in columns]))
+            columns = [nats, mask.sum(1), torch.tensor(right), ended]
+            parts.append(torch.stack([column.double().cpu() for column in columns]))
     finally:
         model.train(training)
     entropies, lengths, correct, finished = torch.cat(parts, dim=1)
@@ -182,7 +179,7 @@ def evaluate(
 
 @contextmanager
 def _own_defaults(model: PreTrainedModel, options: GenerationConfig) -> Iterator[None]:
-    """Keep `generate` from filling gaps with the model's own generation defaults."""
+    """Replace the model's generation defaults, with which `generate` fills gaps, by the options."""
     before = model.generation_config
     model.generation_config = options
     try:

@@ -1,4 +1,4 @@
-"""Configs from YAML files, flags and plain mappings, through jsonargparse."""
+"""Reading of configs from YAML files, flags and plain mappings, through jsonargparse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 
-__all__ = ["config_from_arguments", "config_from_mapping", "flat_keys"]
+__all__ = ["config_from_arguments", "config_from_mapping", "flat_keys", "merge"]
 
 Config = TypeVar("Config")
 
@@ -17,7 +17,7 @@ def config_from_arguments(
 ) -> Config:
     """Read a config file, if the first argument is none of the flags, and flags, which win.
 
-    A wrong flag ends the process with the usage, as on any command line.
+    A wrong flag ends the process with the usage.
     """
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--config", *arguments]
@@ -56,6 +56,20 @@ def flat_keys(keys: dict[str, Any], before: str = "") -> dict[str, Any]:
         else:
             flat[f"{before}{key}"] = value
     return flat
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, mapping by mapping.
+
+    >>> merge({"steps": 3, "control": {"rule": "tilt"}}, {"control": {"band": 0.1}})
+    {'steps': 3, 'control': {'rule': 'tilt', 'band': 0.1}}
+    """
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = merge(old, value) if both and old is not None else value
+    return merged
 
 
 def _parser(config_class: type, **options: Any) -> ArgumentParser:

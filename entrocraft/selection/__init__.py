@@ -49,4 +49,5 @@ def get_rule(name: str, settings: SelectionSettings | None = None) -> Rule:
             f"constant_reward_groups needs rule='tilt', got {name!r}; 'switch' uses such groups by "
             "itself"
         )
-    return {"tilt": Tilt(settings.floor), "sign": Sign(), "switch": Switch()}[name]
+    rules: dict[str, Rule] = {"tilt": Tilt(settings.floor), "sign": Sign(), "switch": Switch()}
+    return rules[name]

@@ -100,9 +100,7 @@ class Response:
         sums = []
         for pressure in pressures.tolist():
             selection, active = self.select(pressure)
-            weights = self.settings.expected(
-                selection.probabilities, active, self.tokens, self.joining
-            )
+            weights = self.settings.expected(selection.probabilities, active)
             sums.append(self.kept(selection, weights).sum(1))
         return pressures, torch.stack(sums)
 

@@ -8,6 +8,13 @@
 trainers are TRL's, bit for bit.
 """
 
+try:
+    import trl  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"entrocraft.trl needs TRL ({error}); pip install 'entrocraft[trl]'"
+    ) from error
+
 from entrocraft.trl.mixin import EntropyControlMixin
 from entrocraft.trl.trainers import GRPOTrainer, RLOOTrainer
 

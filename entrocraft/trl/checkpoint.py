@@ -1,4 +1,4 @@
-"""The method's memory inside the trainer's checkpoints."""
+"""The method's state inside the trainer's checkpoints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from entrocraft.method import EntropyControlWarning, EntropyMethod
+from entrocraft.method import EntropyControlWarning, Method
 
 __all__ = ["EntropyControlState"]
 
@@ -19,11 +19,11 @@ class EntropyControlState(TrainerCallback, ExportableState):
     Made by `EntropyControlState.of(method)`.
     """
 
-    method: EntropyMethod
+    method: Method
     _fresh: dict[str, Any]
 
     @classmethod
-    def of(cls, method: EntropyMethod) -> EntropyControlState:
+    def of(cls, method: Method) -> EntropyControlState:
         """Bind a method to a callback.
 
         The method is an attribute of the callback's class, since a trainer with
@@ -33,10 +33,10 @@ class EntropyControlState(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what the trainer writes under `stateful_callbacks`."""
-        return {"args": {}, "attributes": {"memory": self.method.state_dict()}}
+        return {"args": {}, "attributes": {"method_state": self.method.state_dict()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the memory back if the run resumes, and check the schedule over its whole length."""
+        """Take the state back if the run resumes, and check the schedule over its whole length."""
         name = type(self).__name__
         saved = state.stateful_callbacks.get(name)
         if state.global_step == 0:
@@ -47,16 +47,21 @@ class EntropyControlState(TrainerCallback, ExportableState):
             if saved is None:
                 warnings.warn(
                     f"the checkpoint at step {state.global_step} was written without entropy "
-                    "control; control starts here without memory, and levels relative to the "
+                    "control; control starts afresh here, and levels relative to the "
                     "initial entropy are anchored here",
                     EntropyControlWarning,
                     stacklevel=2,
                 )
             else:
-                self.method.load_state_dict(saved["attributes"]["memory"])
+                self.method.load_state_dict(_saved_state(saved["attributes"]))
         # the trainer expects an entry of every exporting callback when it saves
         state.stateful_callbacks.setdefault(name, self.state())
         self.method.prepare(steps=state.max_steps)
+
+
+def _saved_state(attributes: dict[str, Any]) -> dict[str, Any]:
+    # entrocraft 0.1.0 called it memory
+    return attributes["method_state" if "method_state" in attributes else "memory"]
 
 
 def _warn_in_mid_batch(args: Any, step: int) -> None:

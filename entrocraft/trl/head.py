@@ -1,17 +1,13 @@
-"""A causal language model as the policy that the gradient level differentiates."""
+"""The language-model head: logits of completion positions from the backbone's hidden states."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils.checkpoint import checkpoint
 
-__all__ = ["TokenPolicy", "finish_logits", "has_dropout", "inner_model"]
-
-_CHUNK_ELEMENTS = 2**24
+__all__ = ["BackboneTap", "finish_logits", "has_dropout", "inner_model"]
 
 
 def has_dropout(model: nn.Module) -> bool:
@@ -19,52 +15,6 @@ def has_dropout(model: nn.Module) -> bool:
     modules = any(isinstance(part, _DropoutNd) and part.p > 0 for part in model.modules())
     config = getattr(model, "config", None)
     return modules or float(getattr(config, "attention_dropout", 0.0) or 0.0) > 0
-
-
-class TokenPolicy(nn.Module):
-    """Log-probabilities and entropies of the last tokens, differentiable in the parameters.
-
-    The head works in chunks of positions that are computed anew on the way back, so that no
-    (B, T, V) tensor is kept.
-
-    Args:
-        model: causal language model, without wrappers of distributed training.
-        temperature: logits are divided by it, as in sampling.
-    """
-
-    def __init__(self, model: Any, temperature: float = 1.0) -> None:
-        super().__init__()
-        self.model = inner_model(model)
-        self.temperature = temperature
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, keep: int
-    ) -> tuple[Tensor, Tensor]:
-        """(b, L) ids and mask -> log-probabilities and entropies (b, keep) of the last tokens."""
-        output = self.model.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        )
-        hidden = output.last_hidden_state[:, -keep - 1 : -1]
-        tokens = input_ids[:, -keep:].reshape(-1)
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        rows = max(1, _CHUNK_ELEMENTS // self.model.get_output_embeddings().weight.shape[0])
-        parts = []
-        for start in range(0, len(flat), rows):
-            chunk = flat[start : start + rows], tokens[start : start + rows]
-            if torch.is_grad_enabled():
-                parts.append(checkpoint(self._score, *chunk, use_reentrant=False))
-            else:
-                parts.append(self._score(*chunk))
-        logprobs, entropies = (torch.cat(columns) for columns in zip(*parts, strict=True))
-        return logprobs.view(-1, keep), entropies.view(-1, keep)
-
-    def _score(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        head = self.model.get_output_embeddings()
-        logits = finish_logits(self.model, head(hidden)).float() / self.temperature
-        log_p = logits.log_softmax(-1)
-        # masked before the product, as 0 * -inf has no derivative either
-        entropy = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
-        return log_p.gather(-1, tokens[:, None])[:, 0], entropy
 
 
 def inner_model(model: Any) -> Any:
@@ -83,5 +33,43 @@ def finish_logits(model: Any, logits: Tensor) -> Tensor:
     if scale is not None:
         logits = logits * scale
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = cap * torch.tanh(logits / cap)
+        logits = cap * (logits / cap).tanh()
     return logits
+
+
+class BackboneTap:
+    """Forward hook on a trainer's backbone that reads the positions which predict completions.
+
+    Subclasses say in `read` what becomes of hidden states (b, keep, D); no (B, T, V) tensor is
+    made.
+
+    Args:
+        trainer: TRL's.
+        keep: completion positions T.
+    """
+
+    def __init__(self, trainer: Any, keep: int) -> None:
+        self.model = inner_model(trainer.accelerator.unwrap_model(trainer.model))
+        self.temperature = float(trainer.temperature)
+        self._keep = keep
+
+    def __enter__(self) -> Any:
+        self._handle = self.model.base_model.register_forward_hook(self._hear)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._handle.remove()
+
+    def _hear(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        hidden = getattr(output, "last_hidden_state", None)
+        hidden = output[0] if hidden is None else hidden
+        self.read(hidden[:, -self._keep - 1 : -1])
+
+    def read(self, hidden: Tensor) -> None:
+        """Take hidden states (b, keep, D) of one pass of the backbone."""
+        raise NotImplementedError
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits (n, V) float32 of hidden states (n, D), before the temperature."""
+        head = self.model.get_output_embeddings()
+        return finish_logits(self.model, head(hidden.to(head.weight.device)).float())

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from accelerate.utils import broadcast, gather
 from torch import Tensor
 
 from entrocraft import schedules
+from entrocraft.adapter import run_decision
 from entrocraft.controller import EntropyController
-from entrocraft.method import Decision, EntropyControlWarning, EntropyMethod
+from entrocraft.method import Decision, EntropyControlWarning, Method
 from entrocraft.methods import METHODS, get_method
-from entrocraft.rollouts import RolloutBatch, RolloutStats
 from entrocraft.selection.rules import RULES
+from entrocraft.trl.adapter import GenerationBatch, Remeasuring
 from entrocraft.trl.checkpoint import EntropyControlState
 from entrocraft.trl.extra import join_extra_rollouts
 from entrocraft.trl.head import has_dropout
-from entrocraft.trl.optimizer import optimizer_momentum
 from entrocraft.trl.options import apply_settings, check_loss, with_options
-from entrocraft.trl.rescoring import Odometer
 from entrocraft.trl.signals import SignalRecorder
 from entrocraft.trl.tokens import TokenHook
 
-_T = TypeVar("_T")
 _Trainer: Any = object  # for the type checker: the mixin's next class is one of TRL's trainers
 
 __all__ = ["EntropyControlMixin"]
-
-_MEAN_OF_ROLLOUTS = ("grpo", "sapo")
-"""TRL's losses that average over the tokens of each rollout first."""
-
-_OVER_ROLLOUTS = (*_MEAN_OF_ROLLOUTS, "dr_grpo", "luspo")
-"""TRL's losses that divide by the number of rollouts, with or without tokens."""
 
 
 class EntropyControlMixin(_Trainer):
@@ -49,16 +38,16 @@ class EntropyControlMixin(_Trainer):
     untouched.
 
     Args:
-        entropy_control: a schedule (text or callable), an `EntropyController`, the name of a peer
-            ("clip_cov", see `entrocraft.methods`), any other entropy method, or None: then the
-            trainer is TRL's, bit for bit. Methods remember; give each trainer one of its own.
+        entropy_control: a schedule (text or callable), an `EntropyController`, the name of a
+            baseline ("clip_cov", see `entrocraft.methods`), any other `Method`, or None: then the
+            trainer is TRL's, bit for bit. Methods have state; give each trainer one of its own.
 
     Attributes:
         entropy_control: the method, or None.
         last_decision: on the latest generation batch, over all ranks; None before the first.
     """
 
-    entropy_control: EntropyMethod | None
+    entropy_control: Method | None
     last_decision: Decision | None
 
     def __init__(self, *args: Any, entropy_control: Any = None, **kwargs: Any) -> None:
@@ -72,37 +61,24 @@ class EntropyControlMixin(_Trainer):
         super().__init__(*args, **kwargs)
         if entropy_control is None:
             return
-        check_loss(self, entropy_control)
-        if not hasattr(entropy_control, "decide"):
+        if not isinstance(entropy_control, Method):
             entropy_control = EntropyController(schedule=entropy_control, seed=self.args.seed)
+        check_loss(self, entropy_control)
         entropy_control.prepare(
             vocabulary=self.model.config.get_text_config().vocab_size,
             steps=self.args.max_steps if self.args.max_steps > 0 else None,
         )
-        _warn_of_memory(entropy_control)
-        _warn_of_one_update(self, entropy_control)
+        _warn_of_use(self, entropy_control)
+        entropy_control.hosted = True
         self.entropy_control = entropy_control
-        self._signals = SignalRecorder(
-            self.temperature, entropy_control.effect, has_dropout(self.model)
-        )
+        self._signals = SignalRecorder(entropy_control.effect, has_dropout(self.model))
         self._rollout_rewards: Tensor | None = None
-        self._odometer: Odometer | None = None
-        if getattr(entropy_control, "remeasure", False):
-            self._odometer = Odometer(self, self._signals)
-            self.add_callback(self._odometer)
+        self._remeasuring: Remeasuring | None = None
+        if entropy_control.remeasure:
+            self._remeasuring = Remeasuring()
+            self.add_callback(self._remeasuring)
         self._tokens = TokenHook.of(self, entropy_control)
         self.add_callback(EntropyControlState.of(entropy_control))
-        bonus = {"entropy_coef", "use_adaptive_entropy"}
-        if any(getattr(self.args, name, False) for name in bonus) and not bonus & set(
-            getattr(entropy_control, "trainer_options", ())
-        ):
-            warnings.warn(
-                "both entropy_control and TRL's entropy bonus (entropy_coef, use_adaptive_entropy) "
-                "are on and will work against each other; set entropy_coef=0 unless that is the "
-                "point of the experiment",
-                EntropyControlWarning,
-                stacklevel=2,
-            )
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         compute = super()._get_per_token_logps_and_entropies
@@ -148,134 +124,55 @@ class EntropyControlMixin(_Trainer):
 
     def _decide_on(self, output: dict[str, Any]) -> None:
         """Let the method decide on this generation batch and put its advantages into `output`."""
-        advantages = output.get("advantages")
-        if advantages is None or advantages.ndim != 1:
-            found = "none" if advantages is None else f"shape {tuple(advantages.shape)}"
-            raise ValueError(
-                f"entropy control expects one advantage for each rollout, (B,), from TRL; found "
-                f"{found}. Combine per-token advantages after the decision, in _compute_loss"
-            )
-        mask = output["completion_mask"].bool()
-        if output.get("tool_mask") is not None:
-            mask = mask & output["tool_mask"].bool()
-        signals = self._signals.heard(output) or self._signals.ask(self, output)
-        sensitivity = signals.sensitivity
-        if (ratio := output.get("importance_sampling_ratio")) is not None:
-            # of vLLM's policy to ours, (B, T) or (B, 1): the loss multiplies tokens by it, and
-            # leaves out by 0 what lies too far off
-            trained = (mask & (ratio != 0)).any(1)
-            advantages = torch.where(trained, advantages, 0.0)
-            sensitivity = None if sensitivity is None else sensitivity * ratio
-        args = self.args
-        micro_batches = args.steps_per_generation * self.num_iterations
-        optimizer_steps = micro_batches / args.gradient_accumulation_steps
-        local = RolloutBatch(
-            step=self.state.global_step,
-            advantages=advantages,
-            mask=mask,
-            logprobs=signals.logprobs,
-            entropies=signals.entropies,
-            sensitivity=sensitivity,
-        )
-        stats = self._gather(self._together(local.stats))
-        if stats.total_tokens == 0:
-            # every completion was cut short and masked: nothing to measure, nothing to train on;
+        batch = GenerationBatch(self, output, self._signals, self._rollout_rewards)
+        decision = run_decision(batch)
+        if decision is None:
+            # every completion was cut short and masked: nothing to measure or to train on;
             # token-level methods leave a batch alone that carries no mark of theirs
-            self._log_kept([True] * len(stats))
+            rows = len(output["advantages"]) * self.accelerator.num_processes
+            self._log_kept([True] * rows)
             return
-        assert self.entropy_control is not None
-        decision = self.entropy_control.decide(
-            stats,
-            step=self.state.global_step,
-            optimizer_steps=optimizer_steps,
-            momentum=optimizer_momentum(self.optimizer),
-        )
-        ready = decision.advantages.to(advantages.device, advantages.dtype)
-        if self.accelerator.num_processes > 1:
-            ready = broadcast(ready, from_process=0)
-        start = self.accelerator.process_index * len(advantages)
-        output["advantages"] = ready[start : start + len(advantages)]
         self.last_decision = decision
         apply_settings(self, decision.settings)
         if self._tokens is not None:
-            self._tokens.decided(self, output, mask, signals)
-        if self._odometer is not None:
-            self._odometer.depart(output, mask, signals, optimizer_steps)
-        for name, value in decision.metrics.items():
-            self._metrics["train"][name].append(value)
+            self._tokens.decided(self, output, batch.mask, batch.signals)
+        if self._remeasuring is not None:
+            self._remeasuring.remember(batch)
         self._log_kept([bool(weight) for weight in decision.weights])
-
-    def _together(self, compute: Callable[[], _T]) -> _T:
-        """Return `compute()`; a batch that makes no sense on one rank stops all of them."""
-        error: ValueError | None = None
-        try:
-            result = compute()
-        except ValueError as found:
-            error = found
-        if self.accelerator.num_processes > 1:
-            wrong = torch.tensor([float(error is not None)], device=self.accelerator.device)
-            ranks = gather(wrong).nonzero().flatten().tolist()
-            if ranks and error is None:
-                raise ValueError(f"the rollouts of rank {ranks[0]} make no sense, see its error")
-        if error is not None:
-            raise error
-        return result
-
-    def _gather(self, local: RolloutStats) -> RolloutStats:
-        """All ranks' stats, in TRL's global order: rank by rank, groups contiguous."""
-        names = ["advantages", "tokens", "logprob", "entropy"]
-        if local.sensitivity is not None:
-            names.append("sensitivity")
-        columns = torch.stack([getattr(local, name) for name in names], dim=1)
-        if self.accelerator.num_processes > 1:
-            device = self.accelerator.device
-            if device.type == "mps":
-                columns = columns.float()
-            columns = gather(columns.to(device)).cpu().double()
-        rewards = self._rollout_rewards
-        rows = torch.arange(len(columns))
-        gathered = {name: columns[:, index] for index, name in enumerate(names)}
-        loss = getattr(self, "loss_type", None)  # RLOO has none, and averages over rollouts
-        weighted = loss in _MEAN_OF_ROLLOUTS
-        return RolloutStats(
-            **gathered,
-            rewards=None if rewards is None else rewards.detach().cpu().double(),
-            group=rows // self.num_generations,
-            token_weight=1 / gathered["tokens"].clamp(min=1) if weighted else None,
-            by_rollout=loss is None or loss in _OVER_ROLLOUTS,
-        ).without_rounding_noise()
 
     def _log_kept(self, kept: list[bool | None]) -> None:
         """Fill the column `kept` of the completions table, row by row like TRL's own columns."""
         self._logs["extra"]["kept"].extend(kept)
 
 
-def _warn_of_memory(method: Any) -> None:
-    """Warn if a method has been in another trainer: it goes on with what it learnt there."""
-    if getattr(method, "_hosted", False):
-        warnings.warn(
-            f"{method!r} has been in another trainer and goes on with what it learnt there: its "
-            "start, gains and drift; make a new one for a new run",
-            EntropyControlWarning,
-            stacklevel=3,
-        )
-    with suppress(AttributeError):
-        method._hosted = True
-
-
-def _warn_of_one_update(trainer: Any, method: Any) -> None:
-    """Warn if a method acts on a policy that has moved, and no update of a batch meets one."""
+def _warn_of_use(trainer: Any, method: Method) -> None:
+    """Warn of a method that goes on with another run's state, or that cannot act in this one."""
     args = trainer.args
+    found = []
+    if method.hosted:
+        found.append(
+            f"{method!r} has been in another trainer and goes on with what it learnt there: its "
+            "start, gains and drift; make a new one for a new run"
+        )
     accumulated = args.gradient_accumulation_steps
     one = args.steps_per_generation * trainer.num_iterations <= accumulated
-    if one and getattr(method, "needs_updates", False):
-        warnings.warn(
+    if one and method.needs_updates:
+        found.append(
             "with one update per rollout batch every importance ratio is 1 and the method "
             f"{method.name!r} is plain RL; use num_iterations=2, or a steps_per_generation "
-            f"above gradient_accumulation_steps={accumulated} (updates in entrocraft's YAML)",
-            EntropyControlWarning,
-            stacklevel=3,
+            f"above gradient_accumulation_steps={accumulated} (updates in entrocraft's YAML)"
         )
+    bonus = {"entropy_coef", "use_adaptive_entropy"}
+    if any(getattr(args, name, False) for name in bonus) and not bonus & set(
+        method.trainer_options
+    ):
+        found.append(
+            "both entropy_control and TRL's entropy bonus (entropy_coef, use_adaptive_entropy) "
+            "are on and will work against each other; set entropy_coef=0 unless that is the "
+            "point of the experiment"
+        )
+    for text in found:
+        warnings.warn(text, EntropyControlWarning, stacklevel=3)
 
 
 def _from_text(text: str) -> Any:

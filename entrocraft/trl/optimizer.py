@@ -23,7 +23,7 @@ def optimizer_momentum(optimizer: Any) -> float | None:
 
 
 def innermost_optimizer(optimizer: Any) -> Any:
-    # accelerate and others wrap the optimizer; the state is the inner one's
+    """Return the optimizer that accelerate and others wrap: the state is the inner one's."""
     while not isinstance(optimizer, torch.optim.Optimizer) or type(optimizer).__module__.startswith(
         "accelerate"
     ):

@@ -9,6 +9,8 @@ from dataclasses import MISSING, fields
 from importlib.metadata import version
 from typing import Any
 
+from entrocraft.method import Method
+
 __all__ = ["apply_settings", "check_loss", "with_options"]
 
 
@@ -21,7 +23,7 @@ def with_options(
         ValueError: an option that this trainer or this TRL does not have, or that the user has set
             to something else.
     """
-    options = getattr(method, "trainer_options", None)
+    options = method.trainer_options if isinstance(method, Method) else {}
     if not options:
         return args, kwargs
     bound = inspect.signature(trainer_class).bind_partial(*args, **kwargs)
@@ -60,13 +62,13 @@ def _changed(config: Any, method: str, options: Mapping[str, Any]) -> Any:
     return changed
 
 
-def check_loss(trainer: Any, method: Any) -> None:
+def check_loss(trainer: Any, method: Method) -> None:
     """Check that the method fits the trainer's loss; one without `loss_type` is not asked.
 
     Raises:
         ValueError: it does not; the message names the losses that it fits.
     """
-    losses, loss = getattr(method, "losses", None), getattr(trainer, "loss_type", None)
+    losses, loss = method.losses, getattr(trainer, "loss_type", None)
     if losses is None or loss is None or loss in losses:
         return
     raise ValueError(

@@ -1,4 +1,4 @@
-"""What the controller needs of each token, read from a forward pass of TRL's.
+"""Signals: log-probability, entropy and sensitivity of each token, from a forward pass of TRL's.
 
 TRL computes log-probabilities (and entropies) of the completions in one method. Where it does so
 before the update anyway, the pass is listened to; where it does not, one pass without gradients is
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from entrocraft.effects import TOKEN_LEVELS, token_statistics
-from entrocraft.trl.head import finish_logits, inner_model
+from entrocraft.effects import TOKEN_LEVELS, TokenStatistics, token_statistics
+from entrocraft.trl.head import BackboneTap
 
-__all__ = ["SignalRecorder", "Signals"]
+__all__ = ["SignalRecorder", "Signals", "rows_of"]
 
 _LARGEST_MEAN_DISAGREEMENT = 0.1
 
@@ -54,14 +54,12 @@ class SignalRecorder:
     """Listens to TRL's log-prob passes of one trainer.
 
     Args:
-        temperature: sampling temperature, which TRL divides the logits by.
         level: effect level of the hosted method, or None.
         dropout: whether the policy drops out in training. Then TRL's own pass is not listened to:
             two passes that drop other units differ by more than an update does.
     """
 
-    def __init__(self, temperature: float, level: str | None, dropout: bool = False) -> None:
-        self.temperature = temperature
+    def __init__(self, level: str | None, dropout: bool = False) -> None:
         self.level = level
         self.dropout = dropout
         self._open = False
@@ -88,7 +86,7 @@ class SignalRecorder:
         kwargs = dict(kwargs, compute_entropy=True)
         sensitivity: Tensor | None = None
         if self.level in TOKEN_LEVELS:
-            tap = _Tap(trainer, bound["input_ids"], bound["logits_to_keep"], self.temperature)
+            tap = _SensitivityTap(trainer, bound["input_ids"], bound["logits_to_keep"])
             with tap:
                 out = compute(*args, **kwargs)
             sensitivity = tap.sensitivity(out[0])
@@ -144,51 +142,43 @@ class SignalRecorder:
         return self._first
 
 
-class _Tap:
-    """Forward hook on the backbone that turns hidden states into token sensitivities."""
+class _SensitivityTap(BackboneTap):
+    """Turns hidden states into token sensitivities at the logit level."""
 
-    def __init__(self, trainer: Any, input_ids: Tensor, keep: int, temperature: float) -> None:
-        model = inner_model(trainer.accelerator.unwrap_model(trainer.model))
-        self._model, self._keep, self._temperature = model, keep, temperature
+    def __init__(self, trainer: Any, input_ids: Tensor, keep: int) -> None:
+        super().__init__(trainer, keep)
         self._tokens = input_ids[:, -keep:]
-        self._logprobs: list[Tensor] = []
-        self._sensitivity: list[Tensor] = []
+        self._parts: list[TokenStatistics] = []
 
-    def __enter__(self) -> _Tap:
-        self._handle = self._model.base_model.register_forward_hook(self._hear)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._handle.remove()
-
-    def _hear(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        hidden = getattr(output, "last_hidden_state", None)
-        hidden = output[0] if hidden is None else hidden
-        start = sum(len(part) for part in self._logprobs)
+    def read(self, hidden: Tensor) -> None:
+        start = sum(len(part.logprob) for part in self._parts)
         tokens = self._tokens[start : start + len(hidden)]
-        statistics = token_statistics(
-            hidden[:, -self._keep - 1 : -1], tokens, self._temperature, project=self._project
-        )
-        self._logprobs.append(statistics.logprob)
-        self._sensitivity.append(statistics.sensitivity)
-
-    def _project(self, hidden: Tensor) -> Tensor:
-        head = self._model.get_output_embeddings()
-        return finish_logits(self._model, head(hidden.to(head.weight.device)).float())
+        self._parts.append(token_statistics(hidden, tokens, self.temperature, self.project))
 
     def sensitivity(self, logprobs: Tensor) -> Tensor:
         """Join the parts, and check them by TRL's own log-probabilities of the same tokens."""
-        mine = torch.cat(self._logprobs)
+        mine = torch.cat([part.logprob for part in self._parts])
         valid = torch.isfinite(logprobs) & (logprobs != 0)
         gap = (mine - logprobs)[valid].abs()
         if len(gap) and float(gap.mean()) > _LARGEST_MEAN_DISAGREEMENT:
             raise RuntimeError(
-                f"token sensitivities of {type(self._model).__name__} cannot be trusted: "
+                f"token sensitivities of {type(self.model).__name__} cannot be trusted: "
                 "log-probabilities recomputed from its head differ from TRL's by "
                 f"{float(gap.mean()):.2g} nats on average (the model transforms its logits in a "
                 "way that is not known here); use effect='sampled'"
             )
-        return torch.cat(self._sensitivity)
+        return torch.cat([part.sensitivity for part in self._parts])
+
+
+def rows_of(output: dict[str, Any], rows: Any) -> dict[str, Any]:
+    """Some rollouts of a generation batch; what has no row for each rollout belongs to all."""
+    count = len(output["advantages"])
+    return {
+        name: value[rows]
+        if isinstance(value, Tensor) and value.ndim and len(value) == count
+        else value
+        for name, value in output.items()
+    }
 
 
 def _bind(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

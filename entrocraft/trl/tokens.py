@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from entrocraft.method import Method
 from entrocraft.rollouts.tokens import TokenBatch
-from entrocraft.trl.head import finish_logits, inner_model
+from entrocraft.trl.head import BackboneTap
 from entrocraft.trl.options import apply_settings
 from entrocraft.trl.signals import Signals
 
@@ -32,10 +33,10 @@ class TokenHook:
         ValueError: a trainer whose loss knows no tokens, or hides them.
     """
 
-    def __init__(self, trainer: Any, method: Any) -> None:
+    def __init__(self, trainer: Any, method: Method) -> None:
         self.method = method
-        self.scope = getattr(method, "scope", None)
-        self._bonus = getattr(method, "bonus_entropy", None)
+        self.scope = method.token_scope
+        self._bonus = method.bonus_entropy if method.uses_bonus else None
         self._inputs: dict[str, Any] | None = None
         self._window: Tensor | None = None
         if not hasattr(trainer, "loss_type"):
@@ -44,7 +45,7 @@ class TokenHook:
                 "one advantage for a sequence; use GRPOTrainer"
             )
         level = getattr(trainer, "importance_sampling_level", "token")
-        if hasattr(method, "reweigh") and level != "token":
+        if method.token_scope and level != "token":
             raise ValueError(
                 f"the method {method.name!r} works token by token, and importance_sampling_level="
                 f"{level!r} spreads each token's weight over its rollout; use 'token'"
@@ -56,10 +57,9 @@ class TokenHook:
             )
 
     @classmethod
-    def of(cls, trainer: Any, method: Any) -> TokenHook | None:
+    def of(cls, trainer: Any, method: Method) -> TokenHook | None:
         """Return a hook if the method needs one."""
-        needed = hasattr(method, "reweigh") or hasattr(method, "bonus_entropy")
-        return cls(trainer, method) if needed else None
+        return cls(trainer, method) if method.token_scope or method.uses_bonus else None
 
     def decided(self, trainer: Any, output: dict[str, Any], mask: Tensor, signals: Signals) -> None:
         """Take part in a decision: weigh the batch's tokens, or remember their entropies."""
@@ -150,27 +150,18 @@ class TokenHook:
         return self.method.reweigh(batch).to(advantages.dtype)
 
 
-class _BonusTap:
-    """Forward hook on the backbone: a function of each position's logits, with its gradient."""
+class _BonusTap(BackboneTap):
+    """A function of each position's logits, with its gradient."""
 
     def __init__(self, trainer: Any, keep: int, bonus: Callable[[Tensor], Tensor]) -> None:
-        self._model = inner_model(trainer.accelerator.unwrap_model(trainer.model))
-        self._keep, self._bonus, self._temperature = keep, bonus, trainer.temperature
+        super().__init__(trainer, keep)
+        self._bonus = bonus
         self._parts: list[Tensor] = []
 
-    def __enter__(self) -> _BonusTap:
-        self._handle = self._model.base_model.register_forward_hook(self._hear)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._handle.remove()
-
-    def _hear(self, module: Any, inputs: Any, output: Any) -> None:
-        hidden = getattr(output, "last_hidden_state", None)
-        hidden = output[0] if hidden is None else hidden
-        hidden = hidden[:, -self._keep - 1 : -1]
+    def read(self, hidden: Tensor) -> None:
         flat = hidden.reshape(-1, hidden.shape[-1])
-        rows = max(1, _CHUNK_ELEMENTS // self._model.get_output_embeddings().weight.shape[0])
+        rows = max(1, _CHUNK_ELEMENTS // self.model.get_output_embeddings().weight.shape[0])
+        # computed anew on the way back, so that the logits of one chunk at a time are held
         parts = [
             checkpoint(self._value, flat[start : start + rows], use_reentrant=False)
             for start in range(0, len(flat), rows)
@@ -178,9 +169,7 @@ class _BonusTap:
         self._parts.append(torch.cat(parts).view(hidden.shape[:2]))
 
     def _value(self, hidden: Tensor) -> Tensor:
-        head = self._model.get_output_embeddings()
-        logits = finish_logits(self._model, head(hidden)).float() / self._temperature
-        return self._bonus(logits)
+        return self._bonus(self.project(hidden) / self.temperature)
 
     def values(self) -> Tensor:
         """(b, T)."""

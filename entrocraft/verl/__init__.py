@@ -15,7 +15,7 @@ try:
     import verl  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f"entrocraft.verl needs verl ({error}); install entrocraft with its extra [verl]"
+        f"entrocraft.verl needs verl ({error}); pip install 'entrocraft[verl]'"
     ) from error
 
 try:
@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     # verl swallows what a plug-in raises
     logging.getLogger("entrocraft.verl").error(
-        "no entropy control: %s; install entrocraft with its extra [verl]", error
+        "no entropy control: %s; pip install 'entrocraft[verl]'", error
     )
     raise
 

@@ -1,9 +1,8 @@
-"""The method's memory beside verl's checkpoints."""
+"""The method's state beside verl's checkpoints."""
 
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from entrocraft.method import EntropyControlWarning
+from entrocraft.storage import write_atomically
 
-__all__ = ["checkpoint_folder", "read_memory", "write_memory"]
+__all__ = ["checkpoint_folder", "read_state", "write_state"]
 
 FILE = "entrocraft.json"
 
@@ -27,36 +27,36 @@ def checkpoint_folder(config: DictConfig, global_steps: int) -> Path:
     return Path(trainer.default_local_dir) / f"global_step_{global_steps}"
 
 
-def write_memory(folder: Path, memory: dict[str, Any]) -> None:
-    """Write the memory whole or not at all."""
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write the state whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{FILE}.partial"
-    partial.write_text(json.dumps(memory))
-    os.replace(partial, folder / FILE)
+    write_atomically(folder / FILE, json.dumps(state))
 
 
-def read_memory(folder: Path) -> dict[str, Any] | None:
+def read_state(folder: Path) -> dict[str, Any] | None:
     """Return what was written; None, with a warning, if the run was not controlled then.
 
     Raises:
-        ValueError: a file that is not what `write_memory` writes.
+        ValueError: a file that is not what `write_state` writes.
     """
     file = folder / FILE
     if not file.exists():
         warnings.warn(
-            f"{folder} was written without entropy control; control starts here without memory, "
+            f"{folder} was written without entropy control; control starts afresh here, "
             "and levels relative to the initial entropy are anchored here",
             EntropyControlWarning,
             stacklevel=2,
         )
         return None
     try:
-        memory = json.loads(file.read_text())
-        assert isinstance(memory, dict)
-        assert {"method", "optimizer_steps"} <= memory.keys()
+        state = json.loads(file.read_text())
+        assert isinstance(state, dict)
+        if "optimiser_steps" in state:  # as entrocraft 0.1.0 spelled it
+            state["optimizer_steps"] = state.pop("optimiser_steps")
+        assert {"method", "optimizer_steps"} <= state.keys()
     except (ValueError, AssertionError):
         raise ValueError(
-            f"{file} is not the memory of an entropy method; restore the file, or delete it to go "
-            "on without memory"
+            f"{file} is not the state of an entropy method; restore the file, or delete it to go "
+            "on without state"
         ) from None
-    return memory
+    return state

@@ -6,10 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from entrocraft.lab.parsing import config_from_mapping
-from entrocraft.method import EntropyMethod
-from entrocraft.methods import Baseline
-from entrocraft.settings import ControlConfig
+from entrocraft.method import Method
+from entrocraft.settings import settings_from_mapping
 
 __all__ = ["SECTION", "method_of"]
 
@@ -17,11 +15,10 @@ SECTION = "entrocraft"
 _EXAMPLE = "'+entrocraft.schedule=\"linear(0.6, 0.4, 404)\"'"
 
 
-def method_of(config: DictConfig) -> EntropyMethod:
+def method_of(config: DictConfig) -> Method:
     """Make the entropy method of a run.
 
-    The keys are those of `control` in entrocraft's YAML files (`ControlConfig`), without a default
-    for `schedule`, and `seed`.
+    The keys are those of `ControlSettings`, without a default for `schedule`, and `seed`.
 
     Raises:
         ValueError: no section, an unknown key, a wrong value, or a method that verl cannot host.
@@ -38,26 +35,19 @@ def method_of(config: DictConfig) -> EntropyMethod:
     seed = keys.pop("seed", 0)
     if not isinstance(seed, int):
         raise ValueError(f"entrocraft.seed is {seed!r}; use a whole number")
-    method = config_from_mapping(ControlConfig, {"schedule": None} | keys).build(seed)
+    method = settings_from_mapping(keys).build(seed)
     _check(method)
     return method
 
 
-def _check(method: EntropyMethod) -> None:
+def _check(method: Method) -> None:
     """Refuse what works inside TRL's loss or on its options.
 
     Raises:
         ValueError: says what verl has instead.
     """
-    if not isinstance(method, Baseline):
-        return
-    own = type(method)
-    if (
-        method.trainer_options
-        or getattr(method, "scope", "batch") == "update"
-        or hasattr(method, "bonus_entropy")
-        or own.extra is not Baseline.extra
-    ):
+    inside_loss = method.token_scope == "update" or method.uses_bonus or method.samples_more
+    if method.trainer_options or inside_loss:
         raise ValueError(
             f"the method {method.name!r} works inside the trainer's loss or on its options; on "
             "verl set verl's own (actor.policy_loss.loss_mode, actor.clip_ratio_high, "

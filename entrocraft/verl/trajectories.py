@@ -91,7 +91,7 @@ class Trajectories:
         return self.rollout >= 0
 
     def without_rounding_noise(self) -> Trajectories:
-        """Put advantages of prompts whose rollouts were rewarded alike to 0.
+        """Set advantages of prompts whose rollouts have one reward to 0.
 
         That is what they are where the estimator takes its baseline from the prompt's rollouts, but
         for the last digit of 32 bits, which verl divides by next to no standard deviation: the
@@ -105,7 +105,7 @@ class Trajectories:
         return Trajectories(replace(self.rows, advantages=settled))
 
     def stats(self) -> RolloutStats:
-        """Per-rollout stats for a decision, over all rows of each.
+        """Per-rollout sums for a decision, over all rows of each.
 
         Advantages that differ from token to token (GAE) enter as one number, their root mean square
         with the sign of their mean; what the effect levels add up then makes up for the difference,
@@ -200,14 +200,12 @@ class Trajectories:
         """
         rows = self.rows
         weighted = torch.allclose(decision.advantages, stats.advantages * decision.weights)
-        given = decision.weights if weighted else decision.advantages
+        # what the decision took for rounding noise is not trained on
+        active = (stats.advantages != 0) * decision.weights
+        given = active if weighted else decision.advantages
         by_row = torch.zeros(len(rows.keys), dtype=torch.float64)
         by_row[self.real] = given[self.rollout[self.real]]
         by_row = by_row.to(rows.advantages.dtype)[:, None]
         if weighted:
             return rows.advantages * by_row
         return by_row * rows.mask
-
-    def trained(self, advantages: Tensor) -> Tensor:
-        """(B,) size of the advantages (R, T) that each rollout was trained on."""
-        return self.total(torch.where(self.rows.mask, advantages.abs(), 0.0).sum(1)[self.real])

@@ -150,7 +150,7 @@ def make_trainer(kind: str = "grpo", cls: type | None = None, **settings: Any) -
 
 
 def rows(trainer: Any, *, times: bool = False) -> list[dict[str, Any]]:
-    """Logged rows of the optimizer steps, without what the clock decides."""
+    """Logged rows of the optimizer steps, without wall times."""
     kept = [row for row in trainer.state.log_history if "loss" in row]
     if times:
         return kept
@@ -203,12 +203,12 @@ class Recording(EntropyController):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.asked: list[tuple[Any, dict[str, Any]]] = []
+        self.asked: list[tuple[Any, Any]] = []
         self.answered: list[Any] = []
 
-    def decide(self, batch: Any, **clock: Any) -> Any:
-        self.asked.append((batch, clock))
-        self.answered.append(super().decide(batch, **clock))
+    def decide(self, batch: Any, step: Any = None) -> Any:
+        self.asked.append((batch, step))
+        self.answered.append(super().decide(batch, step))
         return self.answered[-1]
 
 
@@ -301,12 +301,12 @@ class _Watched(EntroPIC):
         own = tokens.entropies[tokens.mask].double()
         self.entropies.append([float(own.sum()), len(own)])
         advantages = super().reweigh(tokens)
-        self.alphas.append(self.memory()["alpha"])
+        self.alphas.append(self.report()["entropy/alpha"])
         return advantages
 
 
 def token_ranks(output_dir: Path) -> None:
-    """Train with a method that weighs tokens and stats up an error, on every rank."""
+    """Train with a method that weighs tokens and sums up an error, on every rank."""
     method = _Watched(2.5, kp=0.4, ki=0.3)
     trainer = make_trainer(
         entropy_control=method,
@@ -319,7 +319,7 @@ def token_ranks(output_dir: Path) -> None:
     seen = {
         "entropies": method.entropies,
         "alphas": method.alphas,
-        "memory": method.memory(),
+        "state": method.state_dict(),
         "model": float(sum(p.double().abs().sum() for p in trainer.model.parameters())),
     }
     rank = trainer.accelerator.process_index

@@ -1,9 +1,10 @@
-"""What a decision knows of a batch: whose tokens count, who has a vote, what the loss weighs."""
+"""What a decision knows of a batch: which tokens count, what is active, what the loss weighs."""
 
 import pytest
 import torch
 import trl
 
+from entrocraft import FeedbackSettings, SelectionSettings
 from entrocraft.lab.dynamics.trl_gradient import loss_coefficients
 from tests.trl.runs import (
     TOKENIZER,
@@ -30,7 +31,9 @@ def rarely(completions, **columns):
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
 def test_raw_rewards_and_groups_reach_the_switch_rule(kind):
-    control = Recording(0.5, rule="switch", band=0.05)  # far below: only successes train
+    control = Recording(
+        0.5, rule="switch", feedback=FeedbackSettings(band=0.05)
+    )  # far below: only successes train
     trainer = make_trainer(
         kind,
         WITNESSES[kind],
@@ -80,7 +83,7 @@ def test_tokens_of_tools_are_outside():
     class Mine(WitnessGRPO, Tooled):
         pass
 
-    control = Recording(2.5)
+    control = Recording(2.5, effect="logit")
     trainer = make_trainer("grpo", Mine, entropy_control=control, max_steps=2)
     trainer.train()
     for (stats, _), batch in zip(control.asked, trainer.batches, strict=True):
@@ -193,7 +196,7 @@ def test_ratios_to_vllms_policy_weigh_the_effects(shape):
     class Mine(Witness, FromVllm):
         pass
 
-    control = Recording(2.5)
+    control = Recording(2.5, effect="logit")
     trainer = make_trainer("grpo", Mine, entropy_control=control, max_steps=1)
     trainer.train()
     [(stats, _)], [batch] = control.asked, trainer.batches
@@ -212,7 +215,9 @@ def test_constant_reward_groups_join_through_the_trainer(target, sign):
     def always_right(completions, **columns):
         return [1.0] * len(completions)
 
-    control = Recording(target, constant_reward_groups=True, seed=0)
+    control = Recording(
+        target, effect="logit", selection=SelectionSettings(constant_reward_groups=True), seed=0
+    )
     make_trainer(entropy_control=control, max_steps=2, reward_funcs=always_right).train()
     for (batch, _), decision in zip(control.asked, control.answered, strict=True):
         assert not bool(batch.advantages.any())

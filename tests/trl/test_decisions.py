@@ -10,6 +10,8 @@ import torch
 import trl
 
 from entrocraft import Decision, EntropyController, EntropyControlWarning, schedules
+from entrocraft.method import Method
+from entrocraft.rollouts import StepInfo
 from entrocraft.trl import EntropyControlMixin
 from tests.trl.runs import (
     ALIGNED,
@@ -53,10 +55,7 @@ def test_the_loss_sees_the_decisions_advantages(kind):
     trainer = make_trainer(kind, WITNESSES[kind], entropy_control=control, max_steps=8, **REUSED)
     trainer.train()
     # 16 rollouts serve 8 micro-batches of 4, of which 2 make an optimizer step
-    assert [clock for _, clock in control.asked] == [
-        {"step": 0, "optimizer_steps": 4, "drift": None, "momentum": 0.9},
-        {"step": 4, "optimizer_steps": 4, "drift": None, "momentum": 0.9},
-    ]
+    assert [step for _, step in control.asked] == [StepInfo(0, 4, 0.9), StepInfo(4, 4, 0.9)]
     assert len(trainer.micro_batches) == 16
     for index, (batch, decision) in enumerate(zip(trainer.batches, control.answered, strict=True)):
         assert torch.equal(batch["decided"], decision.advantages.float())
@@ -78,7 +77,7 @@ def test_the_loss_sees_the_decisions_advantages(kind):
 
 
 @pytest.mark.parametrize(
-    ("settings", "clocks"),
+    ("settings", "expected"),
     [
         (ALIGNED, [(0, 1), (1, 1), (2, 1)]),
         ({"num_iterations": 3}, [(0, 3)]),
@@ -93,37 +92,30 @@ def test_the_loss_sees_the_decisions_advantages(kind):
         ),
     ],
 )
-def test_the_clock_is_the_optimizer_step(settings, clocks):
+def test_a_schedule_counts_optimizer_steps(settings, expected):
     control = Recording("linear(3, 2, 3)")
     trainer = make_trainer(entropy_control=control, max_steps=3, **settings)
     trainer.train()
-    told = [(clock["step"], clock["optimizer_steps"]) for _, clock in control.asked]
-    assert told == clocks
+    asked = [(step.step, step.optimizer_steps) for _, step in control.asked]
+    assert asked == expected
     targets = [answer.metrics["entropy/target"] for answer in control.answered]
-    assert targets == pytest.approx([3 - step / 3 for step, _ in clocks])
+    assert targets == pytest.approx([3 - step / 3 for step, _ in expected])
 
 
 def test_any_method_can_be_hosted():
-    class Half:
+    class Half(Method):
         """Trains on the better half of the rollouts."""
 
-        effect = None
-
         def __init__(self):
+            super().__init__()
             self.prepared = []
 
         def prepare(self, *, vocabulary=None, steps=None):
             self.prepared.append((vocabulary, steps))
 
-        def decide(self, batch, **clock):
+        def decide(self, batch, step=None):
             weights = (batch.advantages >= batch.advantages.median()).double()
             return Decision(weights, weights, batch.advantages * weights, {"half/kept": 0.5})
-
-        def state_dict(self):
-            return {}
-
-        def load_state_dict(self, state):
-            pass
 
     method = Half()
     trainer = make_trainer("grpo", WitnessGRPO, entropy_control=method, max_steps=2)

@@ -1,4 +1,4 @@
-"""The peers inside TRL: its own options, token advantages in its loss, a bonus, more rollouts."""
+"""Baselines inside TRL: options, token advantages in its loss, a bonus, more rollouts."""
 
 import json
 import warnings
@@ -8,8 +8,9 @@ import pytest
 import torch
 import trl
 
-from entrocraft.methods import METHODS, TokenBaseline, get_method
-from entrocraft.methods.base import BASELINES
+from entrocraft.methods import METHODS, get_method, method_class
+from entrocraft.methods.presets import Preset
+from entrocraft.methods.token_weights import TokenMethod
 from tests.trl.runs import (
     PLAIN,
     PROMPTS,
@@ -26,8 +27,7 @@ from tests.trl.runs import (
 HAS_BONUS = hasattr(trl.GRPOConfig(use_cpu=True, bf16=False), "entropy_coef")
 BONUS = {"entropy_bonus", "adaptive_bonus", "aent"}
 AVAILABLE = [name for name in METHODS if HAS_BONUS or name not in BONUS]
-OPTIONS = [name for name in AVAILABLE if BASELINES[name].__dict__.get("trainer_options")]
-OPTIONS = [n for n in OPTIONS if not issubclass(BASELINES[n], TokenBaseline) and n != "aent"]
+OPTIONS = [name for name in AVAILABLE if issubclass(method_class(name), Preset)]
 IN_LOSS = ("update", "batch")
 
 
@@ -128,14 +128,14 @@ def test_a_method_with_options_needs_a_config():
 # ---------------------------------------------------------------- token by token
 
 
-class Spy(TokenBaseline):
+class Spy(TokenMethod):
     """Keeps the token batches that it is shown, and halves their advantages."""
 
     name = "spy"
 
     def __init__(self, scope):
         super().__init__()
-        self.scope, self.seen = scope, []
+        self.token_scope, self.seen = scope, []
 
     def reweigh(self, tokens):
         self.seen.append(tokens)
@@ -354,10 +354,10 @@ def test_every_method_trains_and_resumes_exactly(name, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in AVAILABLE if issubclass(BASELINES[n], TokenBaseline) or n == "aent"],
+    [n for n in AVAILABLE if issubclass(method_class(n), TokenMethod) or n == "aent"],
 )
-def test_batches_without_any_token_change_no_memory(name):
-    method = get_method(name, *([2.5] if BASELINES[name].follows else []))
+def test_batches_without_any_token_change_no_state(name):
+    method = get_method(name, *([2.5] if method_class(name).follows else []))
     trainer = make_trainer(
         entropy_control=method,
         mask_truncated_completions=True,

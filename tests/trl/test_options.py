@@ -5,13 +5,13 @@ import warnings
 import pytest
 import torch
 import trl
-from test_trl_gradients import dropped, gradient
 
 from entrocraft import EntropyController, EntropyControlWarning
-from entrocraft.methods import METHODS, get_method
-from entrocraft.methods.base import BASELINES, PPO_LOSSES, RATIO_LOSSES
+from entrocraft.methods import METHODS, get_method, method_class
+from entrocraft.methods.token_weights import PPO_LOSSES, RATIO_LOSSES
 from entrocraft.trl import EntropyControlMixin
 from tests.trl.runs import PLAIN, REUSED, generation_batch, make_trainer, tiny_model
+from tests.trl.test_rejection_gradients import dropped, gradient
 
 LOSSES = (*RATIO_LOSSES, "sapo", "vespo")
 OLD = trl.__version__.startswith("1.5.")
@@ -52,7 +52,7 @@ def test_a_loss_that_makes_the_method_something_else_is_refused(name, fits):
 
 @pytest.mark.parametrize("name", ["cispo", "sapo", "dr_grpo", "gspo"])
 def test_methods_that_set_the_loss_fit_it(name):
-    assert BASELINES[name].losses == (make_trainer(entropy_control=name, **REUSED).loss_type,)
+    assert method_class(name).losses == (make_trainer(entropy_control=name, **REUSED).loss_type,)
 
 
 def test_what_token_weights_become_under_a_sequences_ratio_is_refused():
@@ -160,7 +160,9 @@ def test_methods_that_one_update_leaves_plain_grpo_say_so(name):
         return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
     # far from every constant target, so that those who follow one act
-    method = get_method(name, *([4.5] if BASELINES[name].follows else []), **ACTING.get(name, {}))
+    method = get_method(
+        name, *([4.5] if method_class(name).follows else []), **ACTING.get(name, {})
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = weights(entropy_control=method)
@@ -170,7 +172,7 @@ def test_methods_that_one_update_leaves_plain_grpo_say_so(name):
     plain = weights(cls=PLAIN["grpo"], loss_type=loss)
     # gspo averages log-ratios first, in another order of rounding
     same = torch.allclose(found, plain, atol=1e-5) if name == "gspo" else torch.equal(found, plain)
-    assert same == BASELINES[name].needs_updates
+    assert same == method_class(name).needs_updates
     assert len(told) == same
     if same:
         assert f"the method {name!r} is plain RL; use num_iterations=2, or a steps_" in told[0]

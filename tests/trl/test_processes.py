@@ -68,7 +68,7 @@ def test_two_processes(seen, kind):
 def test_a_method_that_weighs_tokens_sees_all_processes(seen):
     first, second = seen["tokens"]
     assert first["model"] == second["model"]
-    assert first["memory"] == second["memory"]
+    assert first["state"] == second["state"]
     assert first["alphas"] == second["alphas"]
     assert len(first["alphas"]) == 8  # 4 optimizer steps of 2 micro-batches
     summed = 0.0

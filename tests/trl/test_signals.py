@@ -85,7 +85,8 @@ def check_signals(trainer, temperature=1.0, tolerance=1e-5):
     return trainer.batches[0]
 
 
-def witnessed(kind="grpo", model=None, control=2.5, **settings):
+def witnessed(kind="grpo", model=None, control=None, **settings):
+    control = control or EntropyController(2.5, effect="logit")
     trainer = make_trainer(kind, WITNESSES[kind], model=model, entropy_control=control, **settings)
     trainer.train()
     return trainer
@@ -169,7 +170,7 @@ def test_exactly_one_pass_before_the_update_and_one_after(kind, settings, plain)
 
     assert passes(PLAIN[kind]) == plain
     for schedule in (2.5, "linear(initial, 2.0, 4)"):
-        control = EntropyController(schedule, remeasure=False)
+        control = EntropyController(schedule, remeasure=0)
         assert passes(WITNESSES[kind], entropy_control=control) == 1
         assert passes(WITNESSES[kind], entropy_control=schedule) == 2
 
@@ -298,7 +299,8 @@ def test_model_inputs_of_the_batch_go_into_the_pass():
             asked.append(kwargs.pop("mm_token_type_ids", None))  # the tiny model takes none
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
-    trainer = make_trainer("grpo", Asked, entropy_control=2.5)
+    control = EntropyController(2.5, effect="logit")
+    trainer = make_trainer("grpo", Asked, entropy_control=control)
     output = generation_batch(trainer)
     types = torch.zeros_like(torch.cat([output["prompt_ids"], output["completion_ids"]], 1))
     asked.clear()

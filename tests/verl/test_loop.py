@@ -28,7 +28,7 @@ def targets(metrics):
 
 
 def line(metrics, steps_a_batch):
-    """The schedule at the clock of each training step."""
+    """The schedule at each training step."""
     initial = metrics[0]["entropy/measured"]
     return [initial * (1 - 0.5 * steps_a_batch * i / 40) for i in range(len(metrics))]
 
@@ -77,13 +77,13 @@ def test_two_workers_padding_checkpoints_and_a_resume(tmp_path):
     }
     first = verl_runs.run(tmp_path, steps=2, **options)
     check(first)
-    memory = {}
+    states = {}
     for step in (1, 2):
         file = tmp_path / "checkpoints" / f"global_step_{step}" / "entrocraft.json"
-        memory[step] = json.loads(file.read_text())
-        assert memory[step]["method"]["decisions"] == step
+        states[step] = json.loads(file.read_text())
+        assert states[step]["method"]["decisions"] == step
         # 32 rows with padding in mini-batches of 16
-        assert memory[step]["optimizer_steps"] == 2 * step
+        assert states[step]["optimizer_steps"] == 2 * step
     resumed = verl_runs.run(tmp_path, steps=3, name="resumed", **options)
     assert len(resumed) == 1
     check(resumed)
@@ -92,7 +92,7 @@ def test_two_workers_padding_checkpoints_and_a_resume(tmp_path):
     last = tmp_path / "checkpoints" / "global_step_3" / "entrocraft.json"
     later = json.loads(last.read_text())
     assert later["method"]["decisions"] == 3
-    assert later["method"]["goal"] == memory[2]["method"]["goal"]
+    assert later["method"]["initial"] == states[2]["method"]["initial"]
     assert later["optimizer_steps"] == 6
 
 
@@ -103,7 +103,7 @@ def test_partial_rollouts_by_the_entry_point(tmp_path):
         trainer_mode="entrocraft_colocate_async",
         environment={"VERL_USE_EXTERNAL_PLUGINS": "auto"},
         reward="checksum",
-        overrides=controlled(**{"entrocraft.effect": "sampled", "entrocraft.remeasure": False}),
+        overrides=controlled(**{"entrocraft.effect": "sampled", "entrocraft.remeasure": 0}),
     )
     check(metrics)
     assert targets(metrics) == pytest.approx(line(metrics, 1))
@@ -143,6 +143,6 @@ def test_bypass_mode_makes_the_pass_that_verl_leaves_out(tmp_path):
         **options,
     )
     assert targets(again) == pytest.approx(targets(metrics)[1:])
-    memory = json.loads((tmp_path / "other" / "global_step_2" / "entrocraft.json").read_text())
-    assert memory["method"]["decisions"] == 2
-    assert memory["optimizer_steps"] == 2
+    state = json.loads((tmp_path / "other" / "global_step_2" / "entrocraft.json").read_text())
+    assert state["method"]["decisions"] == 2
+    assert state["optimizer_steps"] == 2

@@ -1,4 +1,4 @@
-"""The plug-in's ways into verl, its settings and memory, without starting a cluster."""
+"""The plug-in's ways into verl, its settings and state, without starting a cluster."""
 
 import inspect
 import json
@@ -23,15 +23,19 @@ from verl.workers.config import ActorConfig, OptimizerConfig, PolicyLossConfig
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from entrocraft import EntropyController, EntropyControlWarning
+from entrocraft.adapter import Processes
 from entrocraft.effects import token_statistics
 from entrocraft.methods import METHODS, get_method
-from entrocraft.verl import plugin, trainers
+from entrocraft.rollouts import StepInfo
+from entrocraft.verl import adapter, plugin
 from entrocraft.verl.__main__ import _prepare, arguments_for_verl
-from entrocraft.verl.checkpoint import checkpoint_folder, read_memory, write_memory
+from entrocraft.verl.checkpoint import checkpoint_folder, read_state, write_state
 from entrocraft.verl.engine import FLAG, SENSITIVITY
 from entrocraft.verl.plugin import MODES, trainer_name
 from entrocraft.verl.settings import method_of
 from entrocraft.verl.trainers import EntropyControlMixin, check_seams
+from entrocraft.verl.trajectories import Trajectories
+from tests.verl.test_trajectories import make_rows
 
 
 def actor_config(**changes):
@@ -90,7 +94,7 @@ def test_a_missing_dependency_is_told_although_verl_swallows_it():
     assert done.returncode == 0
     assert "no entropy control: " in done.stderr
     assert "wrapt" in done.stderr
-    assert "install entrocraft with its extra [verl]" in done.stderr
+    assert "pip install 'entrocraft[verl]'" in done.stderr
 
 
 def test_trainers_are_verls_with_the_mixin_before():
@@ -110,10 +114,8 @@ def test_tokens_are_weighed_as_verls_losses_weigh_them(loss, aggregation):
     settings = {"response_mask": mask.float(), "loss_agg_mode": aggregation, "config": actor}
     value, _ = get_policy_loss_fn(loss)(torch.zeros(2, 20), logprobs, torch.ones(2, 20), **settings)
     [gradient] = torch.autograd.grad(value, logprobs)
-    trainer = object.__new__(EntropyControlMixin)
-    section = {"loss_agg_mode": aggregation, "policy_loss": {"loss_mode": loss}}
-    trainer.config = OmegaConf.create({"actor_rollout_ref": {"actor": section}})
-    ratio = 10.0 if trainer._averages_rows else 1.0
+    section = OmegaConf.create({"loss_agg_mode": aggregation, "policy_loss": {"loss_mode": loss}})
+    ratio = 10.0 if adapter.averages_rows(section) else 1.0
     assert float(gradient[0, 0] / gradient[1, 0]) == pytest.approx(ratio, rel=1e-4)
 
 
@@ -130,27 +132,30 @@ def test_a_measurement_after_an_update_that_distils_asks_for_no_distillation(mon
     trainer.actor_rollout_wg = Engine()
     nested = torch.nested.nested_tensor([torch.ones(3)], layout=torch.jagged)
     columns = {"log_probs": nested, "entropy": nested, "response_mask": nested}
-    monkeypatch.setattr(
-        trainer, "_fetch", lambda batch, names: {name: columns[name] for name in names}
-    )
-    monkeypatch.setattr(trainers, "response_from_nested", lambda values, mask: values)
-    monkeypatch.setattr(trainers.tq, "kv_batch_put", lambda **put: None)
+    fetched = lambda batch, names: {name: columns[name] for name in names}  # noqa: E731
+    monkeypatch.setattr(adapter, "_fetch", fetched)
+    monkeypatch.setattr(adapter, "response_from_nested", lambda values, mask: values)
+    monkeypatch.setattr(adapter.tq, "kv_batch_put", lambda **put: None)
     batch.keys = batch.partition_id = None
-    trainer._measure(batch)
+    adapter.measure(trainer, batch)
     assert (asked["distillation_use_topk"], asked["distillation_only"]) == (False, False)
     assert asked["temperature"] == 0.7
     assert batch.extra_info == left
 
 
-def test_methods_that_weigh_tokens_start_from_each_tokens_own_advantage():
-    from test_verl_trajectories import make_rows
+def training_batch(method, rows):
+    batch = object.__new__(adapter.TrainingBatch)
+    batch.method, batch.processes, batch._step = method, Processes(), StepInfo(3)
+    batch._rollouts = Trajectories(rows)
+    batch._trained = rows.advantages.abs().sum(1)
+    return batch
 
+
+def test_methods_that_weigh_tokens_start_from_each_tokens_own_advantage():
     rows = make_rows(padding=2)
     tokens = torch.randn(rows.mask.shape, generator=torch.Generator().manual_seed(1)) * rows.mask
-    trainer = object.__new__(EntropyControlMixin)
-    trainer.entropy_control = get_method("clip_b", mu=1e6)  # nothing is clipped
-    trainer._optimizer_steps = 0.0
-    assert torch.allclose(trainer._reweighed(rows, tokens), tokens)
+    batch = training_batch(get_method("clip_b", mu=1e6), rows)  # nothing is clipped
+    assert torch.allclose(batch._reweighed(tokens), tokens)
 
 
 @pytest.mark.parametrize("trigger", [0, 1])
@@ -163,26 +168,63 @@ def test_only_a_steps_first_mini_batch_is_measured_again(trigger):
         def _steps_of(self, batch):
             return 1.0
 
-        def _measure(self, batch, sensitivity=False):
-            measured.append(batch)
-            return {"logprobs": rows.logprobs, "entropies": rows.entropies + 0.1}
-
-    from test_verl_trajectories import make_rows
-
-    from entrocraft.verl.trajectories import Trajectories
-
-    rows, measured, metrics = make_rows(), [], {}
-    rollouts = Trajectories(rows)
+    rows, metrics = make_rows(padding=2), {}
     trainer = object.__new__(Trainer)
-    trainer.entropy_control = EntropyController("0.5")
+    trainer.entropy_control = EntropyController("0.5", remeasure=0.25)
     trainer.local_trigger_step = trigger
     trainer._optimizer_steps = 3.0
-    trainer._before = rollouts, rollouts.trained(rows.advantages)
+    trainer._before = training_batch(trainer.entropy_control, rows)
+    real = (~rows.padding).nonzero().flatten()
+    scored = []
+
+    def score(chosen):
+        scored.extend(real[chosen].tolist())
+        return rows.logprobs[real[chosen]], rows.entropies[real[chosen]] + 0.1
+
+    trainer._before.score = score
     trainer._update_actor("batch", metrics)
     assert trainer._optimizer_steps == 4.0
-    assert measured == ([] if trigger else ["batch"])
-    if trigger == 0:
+    if trigger:
+        assert not scored
+    else:
+        prompts = {rows.keys[row].rsplit("_", 2)[0] for row in scored}
+        everyone = {key.rsplit("_", 2)[0] for key in rows.keys if key.startswith("uid")}
+        assert len(prompts) == max(1, round(len(everyone) / 4)) < len(everyone)
         assert metrics["entropy/post_update_change"] == pytest.approx(0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize(("micro", "workers", "rows_scored"), [(1, 1, 4), (2, 2, 4), (3, 2, 6)])
+def test_rows_are_scored_in_numbers_that_workers_can_share(
+    micro, workers, rows_scored, monkeypatch
+):
+    rows = make_rows(prompts=6, generations=4, padding=0)
+    batch = training_batch(EntropyController("0.5"), rows)
+    batch._trainer = SimpleNamespace(
+        config=OmegaConf.create(
+            {"actor_rollout_ref": {"rollout": {"log_prob_micro_batch_size_per_gpu": micro}}}
+        ),
+        actor_rollout_wg=SimpleNamespace(world_size=workers),
+    )
+
+    class Meta:
+        def __init__(self, keys):
+            self.keys = keys
+
+        def select_keys(self, keys):
+            return Meta(keys)
+
+    batch.batch = Meta(rows.keys)
+
+    def measure(trainer, part, sensitivity=False):
+        assert len(part.keys) == rows_scored
+        place = torch.tensor([rows.keys.index(key) for key in part.keys])
+        return {"logprobs": rows.logprobs[place], "entropies": rows.entropies[place]}
+
+    monkeypatch.setattr(adapter, "measure", measure)
+    chosen = torch.tensor([4, 5, 6, 7])
+    logprobs, entropies = batch.score(chosen)
+    assert torch.equal(logprobs, rows.logprobs[chosen])
+    assert torch.equal(entropies, rows.entropies[chosen])
 
 
 def test_an_unknown_verl_is_refused_loudly(monkeypatch, caplog):
@@ -211,10 +253,12 @@ def config(**keys):
 
 
 def test_keys_are_those_of_the_yaml_files():
-    method = method_of(config(schedule="linear(0.6, 0.4, 800)", rule="sign", band=0.1, seed=4))
+    method = method_of(
+        config(schedule="linear(0.6, 0.4, 800)", rule="sign", feedback={"band": 0.1}, seed=4)
+    )
     assert isinstance(method, EntropyController)
     assert (method.target(400), method.seed, method.rule.name) == (0.5, 4, "sign")
-    assert method.feedback.band.low == -0.1
+    assert method.feedback.low == -0.1
     assert method_of(config(rule="qae", options={"quantile": 0.3})).quantile == 0.3
 
 
@@ -227,7 +271,7 @@ def test_keys_are_those_of_the_yaml_files():
         (config(rule="tilt"), "a rule needs a schedule"),
         (config(schedule="linear(1)"), "linear"),
         (config(schedule="0.4", seed="x"), "entrocraft.seed is 'x'"),
-        (config(schedule="0.4", effect="gradient"), "effect 'gradient' differentiates the model"),
+        (config(schedule="0.4", effect="gradient"), "unknown effect level 'gradient'"),
         (config(rule="clip_cov"), "'clip_cov' works inside the trainer's loss or on its options"),
     ],
 )
@@ -269,7 +313,7 @@ def test_arguments_are_put_into_hydras_grammar():
         '+entrocraft.schedule="cosine(1, 0, 9)"',
         "++entrocraft.rule=sign",
         "entrocraft.options={quantile: 0.3}",
-        "entrocraft.band=0.1",
+        "entrocraft.feedback.band=0.1",
     ]
     assert arguments_for_verl(given) == [
         "trainer.n_gpus_per_node=8",
@@ -277,7 +321,7 @@ def test_arguments_are_put_into_hydras_grammar():
         '++entrocraft.schedule="cosine(1, 0, 9)"',
         "++entrocraft.rule=sign",
         "++entrocraft.options={quantile: 0.3}",
-        "++entrocraft.band=0.1",
+        "++entrocraft.feedback.band=0.1",
     ]
 
 
@@ -309,7 +353,7 @@ def test_the_launcher_refuses_before_a_cluster_is_started():
         _prepare(launch_config(entrocraft=None), "")
 
 
-# ---------------------------------------------------------------- the memory
+# ---------------------------------------------------------------- the state
 
 
 def checkpoints(folder, mode="auto", path=None):
@@ -321,25 +365,25 @@ def checkpoints(folder, mode="auto", path=None):
     return OmegaConf.create({"trainer": trainer})
 
 
-def test_memory_lies_beside_verls_checkpoint(tmp_path):
+def test_state_lies_beside_verls_checkpoint(tmp_path):
     automatic = checkpoint_folder(checkpoints(tmp_path), 7)
     assert automatic == tmp_path / "global_step_7"
     named = checkpoints(tmp_path / "new", "resume_path", str(tmp_path / "old" / "global_step_7"))
     assert checkpoint_folder(named, 7) == tmp_path / "old" / "global_step_7"
     # what is saved later in the same run goes to the new place
     assert checkpoint_folder(named, 8) == tmp_path / "new" / "global_step_8"
-    write_memory(automatic, {"method": {"a": 1}, "optimizer_steps": 28.0})
-    assert read_memory(automatic) == {"method": {"a": 1}, "optimizer_steps": 28.0}
+    write_state(automatic, {"method": {"a": 1}, "optimizer_steps": 28.0})
+    assert read_state(automatic) == {"method": {"a": 1}, "optimizer_steps": 28.0}
     assert [file.name for file in automatic.iterdir()] == ["entrocraft.json"]
 
 
-def test_a_checkpoint_without_memory_warns_and_a_broken_one_stops(tmp_path):
+def test_a_checkpoint_without_state_warns_and_a_broken_one_stops(tmp_path):
     with pytest.warns(EntropyControlWarning, match="was written without entropy control"):
-        assert read_memory(tmp_path) is None
+        assert read_state(tmp_path) is None
     for text in ("{", "[]", '{"method": 1}'):
         (tmp_path / "entrocraft.json").write_text(text)
-        with pytest.raises(ValueError, match="is not the memory of an entropy method"):
-            read_memory(tmp_path)
+        with pytest.raises(ValueError, match="is not the state of an entropy method"):
+            read_state(tmp_path)
 
 
 # ---------------------------------------------------------------- the engine
@@ -414,9 +458,9 @@ def test_the_engine_is_extended_once():
     assert "logits_processor_func" in inspect.signature(before).parameters
 
 
-def test_memory_is_json(tmp_path):
+def test_state_is_json(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         state = method_of(config(schedule="0.4")).state_dict()
-        write_memory(tmp_path, {"method": state, "optimizer_steps": 0.0})
+        write_state(tmp_path, {"method": state, "optimizer_steps": 0.0})
     assert json.loads((tmp_path / "entrocraft.json").read_text())["method"] == state

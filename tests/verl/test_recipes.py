@@ -57,7 +57,7 @@ def test_arguments_win_over_what_the_scripts_say(tmp_path):
     more = [
         "entrocraft.schedule=linear(0.65, 0.45, 404)",
         "entrocraft.rule=switch",
-        "entrocraft.band=0.05",
+        "entrocraft.feedback.band=0.05",
     ]
     arguments = arguments_for_verl(arguments_of("grpo.sh", tmp_path, *more))
     with initialize_config_module("verl.trainer.config", version_base=None):

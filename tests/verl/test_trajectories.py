@@ -10,6 +10,7 @@ pytest.importorskip("verl", reason="verl is not installed")
 from entrocraft import EntropyController, RolloutBatch
 from entrocraft.effects import rollout_effects
 from entrocraft.methods import get_method
+from entrocraft.rollouts import StepInfo
 from entrocraft.verl.trajectories import Rows, Trajectories
 from tests.trl.runs import Recording, WitnessGRPO, make_trainer, tiny_model
 
@@ -61,7 +62,7 @@ def test_the_same_batch_gives_the_decision_that_the_trl_adapter_gets():
         ours, theirs = (EntropyController(0.4, rule, effect, seed=3) for _ in range(2))
         rollouts = Trajectories(rows)
         for _ in range(3):
-            decision = ours.decide(rollouts.stats(), step=3, optimizer_steps=2)
+            decision = ours.decide(rollouts.stats(), StepInfo(3, 2))
             expected = theirs.decide(plain)
             assert torch.equal(decision.weights, expected.weights)
             assert torch.equal(decision.advantages, expected.advantages)
@@ -72,17 +73,17 @@ def test_the_same_batch_gives_the_decision_that_the_trl_adapter_gets():
         assert not trained[~real].any()
     for name in ("w_reinforce", "qae", "entropic_fork"):
         method, other = (get_method(name, 0.4) for _ in range(2))
-        decision = method.decide(Trajectories(rows).stats(), step=3)
+        decision = method.decide(Trajectories(rows).stats(), StepInfo(3))
         assert torch.equal(decision.advantages, other.decide(plain).advantages)
 
 
 def test_a_batch_of_trls_trainer_gives_the_decision_that_trl_took():
-    control = Recording("linear(initial, 2.5, 4)", seed=3, remeasure=False)
+    control = Recording("linear(initial, 2.5, 4)", seed=3, remeasure=0, effect="logit")
     trainer = make_trainer(cls=WitnessGRPO, model=tiny_model(ends=True), entropy_control=control)
     trainer.train()
-    verls = EntropyController("linear(initial, 2.5, 4)", seed=3, remeasure=False)
+    verls = EntropyController("linear(initial, 2.5, 4)", seed=3, remeasure=0, effect="logit")
     rejected = 0
-    for batch, (_, clock), taken in zip(
+    for batch, (_, step), taken in zip(
         trainer.batches, control.asked, control.answered, strict=True
     ):
         count = len(batch["advantages"])
@@ -98,7 +99,7 @@ def test_a_batch_of_trls_trainer_gives_the_decision_that_trl_took():
             rewards=torch.zeros(count),
         )
         rollouts = Trajectories(rows)
-        decision = verls.decide(rollouts.stats(), **clock)
+        decision = verls.decide(rollouts.stats(), step)
         assert torch.equal(decision.weights, taken.weights)
         trained = rollouts.advantages(rollouts.stats(), decision)
         assert torch.allclose(trained, batch["decided"][:, None] * mask)
@@ -132,7 +133,7 @@ def test_rows_of_one_session_share_its_fate():
     assert torch.equal(stats.tokens, both.mask.sum(1)[:6].double() + both.mask.sum(1)[6:])
     assert torch.equal(stats.rewards, both.rewards[6:].double())
     assert sorted(stats.group.tolist()) == [0, 0, 1, 1, 2, 2]
-    decision = EntropyController(0.1, "sign").decide(stats, step=0)
+    decision = EntropyController(0.1, "sign").decide(stats, StepInfo(0))
     assert 0 < int((decision.weights == 0).sum()) < 6
     trained = rollouts.advantages(stats, decision)
     for row in range(6):
@@ -153,7 +154,7 @@ def test_advantages_of_tokens_keep_their_effect():
     assert torch.equal(stats.advantages.sign(), mean.sign())
     size = (tokens.square().sum(1) / rows.mask.sum(1)).sqrt().double()
     assert torch.allclose(stats.advantages.abs(), size)
-    decision = EntropyController(0.1).decide(stats, step=0)
+    decision = EntropyController(0.1).decide(stats, StepInfo(0))
     trained = Trajectories(rows).advantages(stats, decision)
     assert torch.allclose(trained, tokens * decision.weights.float()[:, None])
 
@@ -195,7 +196,7 @@ def test_what_cannot_be_read_is_named():
         make_rows(keys=["abc"] * 24)
 
 
-def test_prompts_rewarded_alike_have_no_advantage():
+def test_prompts_with_one_reward_have_no_advantage():
     rows = make_rows(prompts=3, padding=2)
     prompt = torch.tensor([int(key[3]) if key.startswith("uid") else -1 for key in rows.keys])
     rewards = torch.where(prompt == 1, 0.1, rows.rewards)
@@ -209,7 +210,7 @@ def test_prompts_rewarded_alike_have_no_advantage():
     for row, p in enumerate(prompt.tolist()):
         expected = torch.zeros(7) if p >= 0 and alike[p] else advantages[row]
         assert torch.equal(settled.rows.advantages[row], expected)
-    decision = EntropyController(0.4).decide(settled.stats(), step=0)
+    decision = EntropyController(0.4).decide(settled.stats(), StepInfo(0))
     trained = settled.advantages(settled.stats(), decision)
     assert not trained[prompt == 1].any()
 

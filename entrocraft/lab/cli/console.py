@@ -1,4 +1,4 @@
-"""The terminal that a command writes to."""
+"""Terminal of a command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["quiet_console"]
 
 
 def quiet_console() -> Console:
-    """Return a console that libraries leave alone, and that of several processes the first has."""
+    """Silence transformers and return a console, which prints on the first process only."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

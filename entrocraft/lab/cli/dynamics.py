@@ -18,17 +18,16 @@ def run(arguments: list[str]) -> None:
     config = config_from_arguments(
         DynamicsConfig,
         "dynamics MODEL",
-        "Measure on a model and a task: predicted against realized change of entropy, the paper's "
-        "theorem, and the authority of each rule.",
+        "Measure on a model and a task: predicted against post-update change of entropy, the "
+        "paper's theorem, and the change that each rule can reach.",
         arguments,
     )
     from entrocraft.lab.cli.console import quiet_console
     from entrocraft.lab.dynamics.study import dynamics
-    from entrocraft.lab.dynamics.summary import render_tables
+    from entrocraft.lab.dynamics.summary import describe
 
     console = quiet_console()
     results = dynamics(config, console)
-    for table in render_tables(results["summary"]):
-        console.print(table)
+    console.print(describe(results["summary"]), soft_wrap=True, highlight=False)
     for name in ("dynamics.png", "dynamics.json"):
         console.print(f"{config.output / name}", soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""Entry point: one module per command, each imported only when it is called."""
+"""Entry point of the `entrocraft` command; one module per command, imported when it is called."""
 
 from __future__ import annotations
 
@@ -17,17 +17,12 @@ COMMANDS = {
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: entrocraft COMMAND ...",
-            "",
-            "Policy entropy as a hyperparameter with a schedule, for RL of language models.",
-            "",
-            *lines,
-            "",
-            "entrocraft COMMAND --help tells the options of a command.",
-        ]
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: entrocraft COMMAND ...\n\n"
+        "Policy entropy as a hyperparameter with a schedule, for RL of language models.\n\n"
+        f"{lines}\n\n"
+        "entrocraft COMMAND --help prints the options of a command."
     )
 
 
@@ -50,6 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
         import_module(f"entrocraft.lab.cli.{name}").run(rest)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"entrocraft {name}: {error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "entrocraft":
+            raise
+        print(
+            f"entrocraft {name} needs the extra [lab] ({error}): pip install 'entrocraft[lab]'",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt as stop:
         known = str(stop) or "the same command goes on from here"

@@ -8,8 +8,8 @@ from entrocraft.lab.training.config import TrainConfig
 __all__ = ["run"]
 
 
-def _where_it_goes_on(config: TrainConfig) -> str:
-    """What is kept of a run that was stopped, and how to go on."""
+def _how_to_resume(config: TrainConfig) -> str:
+    """Text for a stopped run: the step from which it can be resumed, and by which command."""
     from entrocraft.lab.training.directory import RunDirectory
 
     last = RunDirectory(config.output).last_checkpoint(below=config.steps)
@@ -30,5 +30,5 @@ def run(arguments: list[str]) -> None:
     try:
         output = train(config, console)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_where_it_goes_on(config)) from None
+        raise KeyboardInterrupt(_how_to_resume(config)) from None
     console.print(f"report: {output / 'report.html'}", soft_wrap=True, highlight=False)

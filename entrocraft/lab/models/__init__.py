@@ -1,14 +1,9 @@
-"""Tiny reasoners: a character tokenizer, a small Qwen3, a cached supervised warm start."""
+"""Models to train: a tiny Qwen3 with a cached supervised warm start, or any from disk or hub."""
 
 from entrocraft.lab.models.loading import load_model
 from entrocraft.lab.models.reasoner import ReasonerConfig, build_reasoner
 from entrocraft.lab.models.tokenizer import build_tokenizer
-from entrocraft.lab.models.warm_start import (
-    WarmStartConfig,
-    cache_key,
-    progress_bar,
-    warm_start,
-)
+from entrocraft.lab.models.warm_start import WarmStartConfig, cache_key, warm_start
 
 __all__ = [
     "ReasonerConfig",
@@ -17,6 +12,5 @@ __all__ = [
     "build_tokenizer",
     "cache_key",
     "load_model",
-    "progress_bar",
     "warm_start",
 ]

@@ -1,16 +1,12 @@
-"""Load a causal language model and its tokenizer from a directory or from the hub."""
+"""Loading of causal language models and their tokenizers, from a directory or from the hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_model(
@@ -45,8 +41,8 @@ def load_model(
             "on the hub such as Qwen/Qwen3-0.6B"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, **model_options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, **model_options)
     except OSError as error:
         raise OSError(
             f"cannot load the model {name!r}: {error}\nGive a directory written by "

@@ -1,16 +1,11 @@
-"""The tiny reasoner: a Qwen3 of less than a million parameters, made from a config."""
+"""Tiny reasoner: a Qwen3 of less than a million parameters, made from a config."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedTokenizerBase,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 
 @dataclass
@@ -80,7 +75,7 @@ def build_reasoner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(shape).float()
-    # The policy itself is what is sampled: no temperature, no truncation.
+    # sampled as it is: temperature 1, no truncation
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=pad, eos_token_id=eos
     )

@@ -1,4 +1,4 @@
-"""A character tokenizer in the usual Hugging Face clothes."""
+"""Character tokenizer as a Hugging Face fast tokenizer."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 CHARACTERS = "\n" + "".join(chr(code) for code in range(32, 127))
 
 
-def build_tokenizer(
-    max_length: int = 256, chat_template: str | None = None
-) -> PreTrainedTokenizerFast:
+def build_tokenizer(max_length: int = 256) -> PreTrainedTokenizerFast:
     """Tokenizer with one token per printable ASCII character or newline, 99 tokens in all.
 
     Ids: pad 0, eos 1, unknown 2, then the characters in code order. Text of known characters
     decodes to itself; any other character becomes the unknown token. Padding is on the left, as
-    generation wants it, and no token is added to a prompt.
+    generation needs it, and no token is added to a prompt.
 
     Args:
         max_length: the model's longest sequence, in tokens.
-        chat_template: Jinja template, for models that are to look like chat models.
 
     >>> tokenizer = build_tokenizer()
     >>> tokenizer.decode(tokenizer("3*7=21").input_ids)
@@ -31,7 +28,7 @@ def build_tokenizer(
     characters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     # Without a decoder tokens would be joined by spaces.
     characters.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=characters,
         pad_token=PAD,
         eos_token=EOS,
@@ -40,6 +37,3 @@ def build_tokenizer(
         clean_up_tokenization_spaces=False,
         model_max_length=max_length,
     )
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
-    return tokenizer

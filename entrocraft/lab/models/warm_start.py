@@ -1,8 +1,7 @@
-"""Supervised warm start: teach a tiny reasoner the format, the arithmetic and a little of the task.
+"""Supervised warm start of a tiny reasoner, cached on disk by its configuration.
 
-Reinforcement learning needs a policy that is right now and then. The warm start makes one within
-minutes on one processor core and keeps it on disk: what the same configuration made once is
-loaded the next time.
+Reinforcement learning needs a policy that is right now and then; the warm start makes one within
+minutes on one processor core.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
+from torch.nn.utils.rnn import pad_sequence
 
 from entrocraft.lab.evaluation import evaluate
 from entrocraft.lab.models.reasoner import ReasonerConfig, build_reasoner
@@ -85,7 +83,7 @@ class WarmStartConfig:
         """Tested settings for a task, with ``changes`` to any field.
 
         Raises:
-            ValueError: for a task without tested settings.
+            ValueError: there are no tested settings for the task.
         """
         if task not in PRESETS:
             raise ValueError(
@@ -99,11 +97,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "countdown": {},
     "chain_sum": {"problems": 1000, "skill": 0.5},
 }
-"""Fields of :class:`WarmStartConfig` for each task, where they differ from the defaults.
-
-Prime factorization has no entry: within these minutes the model learns the numbers it saw by heart
-and factorizes next to none of the others.
-"""
+"""Fields of `WarmStartConfig` for each task, where they differ from the defaults."""
 
 
 def cache_key(config: WarmStartConfig) -> str:
@@ -130,14 +124,13 @@ def warm_start(
     The directory is a usual model directory (``from_pretrained`` reads it) and holds
     ``warm_start.json`` besides: ``config``, ``measurement`` (accuracy, and token-mean entropy in
     nats, on probe problems), ``parameters``, ``loss`` and ``seconds``.
-    It appears in one piece: a killed run leaves nothing that a later one could mistake for a
-    model, and of two processes making the same model one result stays. The global random states
-    are left as they were.
+    It appears in one piece: a killed run leaves no directory, and of two processes making the same
+    model one result stays. The global random states are left as they were.
 
     Args:
         config: what to make.
         cache_dir: where models are kept; :func:`default_cache_dir` where ``None``.
-        progress: called as training goes on, for example :func:`progress_bar`.
+        progress: called as training goes on.
 
     Returns:
         The model directory.
@@ -151,15 +144,11 @@ def warm_start(
     # Same file system as the final place, so that the move is one step.
     partial = Path(tempfile.mkdtemp(prefix=f"{final.name[:12]}.partial-", dir=root))
     try:
-        _make(config, partial, cache, progress or _silent)
+        _make(config, partial, cache, progress or (lambda *call: None))
         _publish(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
-
-
-def _silent(stage: str, done: int, total: int, loss: float | None) -> None:
-    """Progress that shows nothing."""
 
 
 def _publish(partial: Path, final: Path) -> None:
@@ -184,25 +173,23 @@ def _make(config: WarmStartConfig, directory: Path, cache_dir: Path, progress: P
     model = build_reasoner(config.reasoner, tokenizer, config.seed)
     progress("problems", 0, 1, None)
     problems = stored_problems(task, "train", config.problems, cache_dir=cache_dir)
-    progress("problems", 1, 1, None)
     loss = _train(model, tokenizer, task, problems, config, progress)
     progress("measuring", 0, 1, loss)
     probe = stored_problems(task, "probe", config.probe_problems, cache_dir=cache_dir)
     seen = evaluate(model, tokenizer, task, probe, max_new_tokens=config.max_new_tokens)
-    measurement = {
-        "accuracy": asdict(seen.pass_at(1)),
-        "entropy": asdict(seen.entropy),
-        "length": seen.length,
-        "finished": seen.finished,
-        "problems": len(probe),
-    }
     progress("measuring", 1, 1, loss)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     record = {
         "format": FORMAT_VERSION,
         "config": asdict(config),
-        "measurement": measurement,
+        "measurement": {
+            "accuracy": asdict(seen.pass_at(1)),
+            "entropy": asdict(seen.entropy),
+            "length": seen.length,
+            "finished": seen.finished,
+            "problems": len(probe),
+        },
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "loss": loss,
         "seconds": time.perf_counter() - start,
@@ -267,43 +254,10 @@ def _batches(
         while len(queue) < config.batch_size:
             queue += rng.sample(problems, len(problems))
         chosen, queue = queue[: config.batch_size], queue[config.batch_size :]
-        rows: list[list[int]] = []
-        starts: list[int] = []
-        for problem in chosen:
-            completion = task.demonstration(problem, rng, config.skill)
-            text = problem.prompt + completion
-            rows.append([vocabulary[character] for character in text] + [eos])
-            starts.append(len(problem.prompt))
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-        labels = torch.full_like(ids, _IGNORED)
-        for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            labels[index, start : len(row)] = ids[index, start : len(row)]
+        texts = [p.prompt + task.demonstration(p, rng, config.skill) for p in chosen]
+        rows = [torch.tensor([*(vocabulary[c] for c in text), eos]) for text in texts]
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+        labels = pad_sequence(rows, batch_first=True, padding_value=_IGNORED)
+        for row, problem in zip(labels, chosen, strict=True):
+            row[: len(problem.prompt)] = _IGNORED
         yield ids, labels
-
-
-@contextmanager
-def progress_bar(console: Console | None = None, transient: bool = True) -> Iterator[Progress]:
-    """A progress bar on the terminal, to be given to :func:`warm_start` as ``progress``.
-
-    Args:
-        console: where; None makes one.
-        transient: remove the bar when done.
-    """
-    from rich import progress as bars
-
-    columns = (
-        bars.TextColumn("warm start: {task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[loss]}"),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=console, transient=transient) as bar:
-        shown = bar.add_task("", total=1, loss="")
-
-        def update(stage: str, done: int, total: int, loss: float | None) -> None:
-            text = "" if loss is None else f"loss {loss:.3f}"
-            bar.update(shown, description=stage, completed=done, total=total, loss=text)
-
-        yield update

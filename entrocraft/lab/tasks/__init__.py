@@ -8,18 +8,14 @@ from typing import Any
 from entrocraft.lab.tasks.base import SPLITS, Problem, Split, Task, extract_answer, split_of
 from entrocraft.lab.tasks.chain_sum import ChainSumTask
 from entrocraft.lab.tasks.countdown import CountdownTask
-from entrocraft.lab.tasks.prime_factorization import PrimeFactorizationTask
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (CountdownTask, ChainSumTask, PrimeFactorizationTask)
-}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (CountdownTask, ChainSumTask)}
 
 __all__ = [
     "SPLITS",
     "TASKS",
     "ChainSumTask",
     "CountdownTask",
-    "PrimeFactorizationTask",
     "Problem",
     "Split",
     "Task",
@@ -45,11 +41,10 @@ def get_task(name: str, **options: Any) -> Task:
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; use one of {', '.join(sorted(TASKS))}")
     known = [option.name for option in fields(TASKS[name])]
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"unknown option {option!r} of task {name!r}; its options are {', '.join(known)}"
-            )
+    if unknown := [option for option in options if option not in known]:
+        raise ValueError(
+            f"unknown option {unknown[0]!r} of task {name!r}; its options are {', '.join(known)}"
+        )
     try:
         return TASKS[name](**options)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""What a task is: problems in disjoint splits, worked completions, and a verifier.
+"""Base class of tasks: problems in disjoint splits, worked completions, and a verifier.
 
 Problems come from the `reasoning_gym <https://github.com/open-thought/reasoning-gym>`_ library.
 Each has two forms: a short ``prompt`` for a character-level model and a ``question`` in natural
@@ -26,9 +26,9 @@ ANSWER_INSTRUCTION = "Put the final answer, and nothing else, inside <answer> an
 
 # Of ten hash buckets the first six are train, the next two probe, the last two eval.
 _BUCKETS: tuple[Split, ...] = ("train",) * 6 + ("probe",) * 2 + ("eval",) * 2
-# The search for problems stops after this many candidates in a row brought nothing new ...
+# The search ends after this many attempts in a row without a new problem; a candidate that the
+# library gives up on counts as _LIBRARY_ATTEMPTS.
 _PATIENCE = 5000
-# ... where a candidate that the library gives up on counts as often as it tried.
 _LIBRARY_ATTEMPTS = 100
 
 _ANSWER_TAG = re.compile(r"<answer>([^<]*)</answer>")
@@ -54,7 +54,7 @@ class Problem:
 
 
 def split_of(task: str, key: str) -> Split:
-    """Split to which a problem belongs, for ever: a function of the task's name and the key only.
+    """Split of a problem, a function of the task's name and the problem's key only.
 
     >>> split_of("countdown", "3,4,7,8=22") == split_of("countdown", "3,4,7,8=22")
     True
@@ -134,16 +134,9 @@ class Task(ABC):
             raise ValueError(f"size={size} problems; ask for at least 1")
         found: dict[str, Problem] = {}
         fruitless = 0
-        # The library draws problem i from Random(seed + i): neighboring seeds would give nearly
-        # the same list, hence a start far away for every seed.
-        digest = hashlib.sha256(f"{self.name}:{split}:{seed}".encode()).digest()
-        for candidate, attempts in self._candidates(int.from_bytes(digest[:6], "big")):
+        for candidate, attempts in self._candidates(split, seed):
             fruitless += attempts
-            if (
-                candidate is not None
-                and candidate.key not in found
-                and split_of(self.name, candidate.key) == split
-            ):
+            if candidate is not None and candidate.key not in found:
                 found[candidate.key] = candidate
                 fruitless = 0
                 if len(found) == size:
@@ -157,22 +150,27 @@ class Task(ABC):
                 )
         return list(found.values())
 
-    def _candidates(self, start: int) -> Iterator[tuple[Problem | None, int]]:
-        """Endless stream of candidates, each with the number of attempts that it took."""
+    def _candidates(self, split: Split, seed: int) -> Iterator[tuple[Problem | None, int]]:
+        """Endless stream of problems of the split, or None, each with the attempts it took."""
         # Importing the library takes seconds, so it waits until problems are wanted.
-        # The import draws from the global generator, which is not ours to disturb.
+        # The import draws from the global generator, whose state is put back.
         state = random.getstate()
         from reasoning_gym.factory import create_dataset
 
         random.setstate(state)
+        # The library draws problem i from Random(seed + i): neighboring seeds would give nearly
+        # the same list, hence a start far away for every seed.
+        digest = hashlib.sha256(f"{self.name}:{split}:{seed}".encode()).digest()
+        start = int.from_bytes(digest[:6], "big")
         dataset = create_dataset(self.name, seed=start, size=1, **self.library_options())
         for index in itertools.count():
             try:
-                entry = dataset[index]
-            except ValueError:
+                problem = self.candidate(dataset[index])
+            except ValueError:  # the library gave up
                 yield None, _LIBRARY_ATTEMPTS
-            else:
-                yield self.candidate(entry), 1
+                continue
+            mine = problem is not None and split_of(self.name, problem.key) == split
+            yield problem if mine else None, 1
 
     @abstractmethod
     def library_options(self) -> dict[str, Any]:
@@ -202,15 +200,11 @@ class Task(ABC):
         """
 
     def verify(self, problem: Problem, completion: str) -> float:
-        """Score a completion, as text, without evaluating it.
+        """Score in [0, 1] of a completion, as text; anything that is no answer, or too long, is 0.
 
-        Returns:
-            A score in [0, 1]. Anything that is not an answer, or is too long, scores 0.0; no
-            text raises.
+        No text raises, and none is evaluated.
         """
         if not isinstance(completion, str) or len(completion) > MAX_COMPLETION_CHARACTERS:
             return 0.0
         answer = extract_answer(completion)
-        if not answer or len(answer) > MAX_ANSWER_CHARACTERS:
-            return 0.0
-        return self.score(problem, answer)
+        return self.score(problem, answer) if 0 < len(answer) <= MAX_ANSWER_CHARACTERS else 0.0

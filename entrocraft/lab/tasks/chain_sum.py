@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from entrocraft.lab.tasks.base import ANSWER_INSTRUCTION, Problem, Task
 from entrocraft.lab.tasks.expressions import normalize
+
+# of a wrong running total in demonstrations
+_LARGEST_ERROR = 9
 
 _TERM = re.compile(r"([+-])(\d+)")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,12}")
@@ -26,7 +29,6 @@ class ChainSumTask(Task):
         max_terms: most terms.
         min_digits: fewest digits of a term.
         max_digits: most digits of a term.
-        max_slip: largest error of a wrong running total in demonstrations.
     """
 
     name: ClassVar[str] = "chain_sum"
@@ -35,7 +37,6 @@ class ChainSumTask(Task):
     max_terms: int = 3
     min_digits: int = 1
     max_digits: int = 1
-    max_slip: int = 9
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_terms <= self.max_terms <= 12:
@@ -48,17 +49,10 @@ class ChainSumTask(Task):
                 f"min_digits={self.min_digits}, max_digits={self.max_digits}; "
                 "use 1 <= min_digits <= max_digits <= 6"
             )
-        if self.max_slip < 1:
-            raise ValueError(f"max_slip={self.max_slip}; use at least 1")
 
     def library_options(self) -> dict[str, Any]:
         """Options of the library's chain_sum dataset."""
-        return {
-            "min_terms": self.min_terms,
-            "max_terms": self.max_terms,
-            "min_digits": self.min_digits,
-            "max_digits": self.max_digits,
-        }
+        return asdict(self)
 
     def candidate(self, entry: dict[str, Any]) -> Problem | None:
         """Problem of a library entry; the order of its terms is part of its identity."""
@@ -73,7 +67,7 @@ class ChainSumTask(Task):
         )
 
     def demonstration(self, problem: Problem, rng: random.Random, skill: float = 1.0) -> str:
-        """Running total in random order; with probability ``1 - skill`` some totals are slips."""
+        """Running total in random order; with probability ``1 - skill`` some totals are wrong."""
         terms: list[int] = problem.metadata["terms"]
         signs = [sign for sign, _ in _TERM.findall(f"+{problem.key}")]
         order = list(range(len(terms)))
@@ -81,15 +75,15 @@ class ChainSumTask(Task):
         # A row starts with a number that is added: there always is one, the first term.
         head = next(index for index in order if signs[index] == "+")
         order.remove(head)
-        slips = {rng.randrange(len(order))} if rng.random() >= skill else set()
-        if slips:
-            slips |= {position for position in range(len(order)) if rng.random() < 0.5}
+        wrong = {rng.randrange(len(order))} if rng.random() >= skill else set()
+        if wrong:
+            wrong |= {position for position in range(len(order)) if rng.random() < 0.5}
         total = terms[head]
         chain = str(total)
         for position, index in enumerate(order):
             total += terms[index]
-            if position in slips:
-                total += rng.choice((-1, 1)) * rng.randint(1, self.max_slip)
+            if position in wrong:
+                total += rng.choice((-1, 1)) * rng.randint(1, _LARGEST_ERROR)
             chain += f"{signs[index]}{abs(terms[index])}={total}"
         return chain
 

@@ -1,8 +1,7 @@
 """Countdown: reach a target from given numbers, each used exactly once.
 
 A tiny reasoner answers with an expression, ``3*7+8``, or, with ``worked``, with a chain that
-states every intermediate result, ``3*7=21+8=29``. Many expressions reach most targets, so a policy
-has room to explore.
+states every intermediate result, ``3*7=21+8=29``. Most targets have many solutions.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from typing import Any, ClassVar
 from entrocraft.lab.tasks.base import ANSWER_INSTRUCTION, Problem, Task
 from entrocraft.lab.tasks.expressions import evaluate, evaluate_chain, normalize
 
-_SLIP = 9
-
+_OPERATORS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
 # One step of a chain: the operator and number before each stated result.
 _STEP = re.compile(r"([-+*/])(\d+)=")
 
@@ -29,16 +27,9 @@ def legal_step(value: int, operator: str, number: int, limit: int) -> int | None
     >>> legal_step(21, "/", 7, 99), legal_step(21, "/", 4, 99), legal_step(3, "-", 4, 99)
     (3, None, None)
     """
-    if operator == "+":
-        result = value + number
-    elif operator == "-":
-        result = value - number
-    elif operator == "*":
-        result = value * number
-    elif number and value % number == 0:
-        result = value // number
-    else:
+    if operator == "/" and (number == 0 or value % number):
         return None
+    result = _OPERATORS[operator](value, number)
     return result if 0 <= result <= limit else None
 
 
@@ -80,13 +71,9 @@ def solution_chains(
 
 
 def random_chain(
-    numbers: tuple[int, ...], operators: str, limit: int, rng: random.Random, slip: float = 0.0
+    numbers: tuple[int, ...], operators: str, limit: int, rng: random.Random
 ) -> str | None:
-    """Chain of random legal steps over all the numbers, or ``None`` at a dead end.
-
-    With probability ``slip`` each, a stated result is off by up to 9 within [0, limit], and the
-    chain goes on from there.
-    """
+    """Chain of random legal steps over all the numbers, or ``None`` at a dead end."""
     first, *rest = rng.sample(numbers, len(numbers))
     chain, value = str(first), first
     for number in rest:
@@ -95,15 +82,12 @@ def random_chain(
         if not legal:
             return None
         operator, value = rng.choice(legal)
-        if rng.random() < slip:
-            near = range(max(0, value - _SLIP), min(limit, value + _SLIP) + 1)
-            value = rng.choice([wrong for wrong in near if wrong != value])
         chain += f"{operator}{number}={value}"
     return chain
 
 
 def bare_expression(chain: str) -> str:
-    """The expression that a chain of steps works out, with the fewest parentheses.
+    """The expression of a chain of steps, with the fewest parentheses.
 
     >>> bare_expression("3+7=10*2=20-4=16")
     '(3+7)*2-4'
@@ -120,7 +104,7 @@ def bare_expression(chain: str) -> str:
 
 @dataclass
 class CountdownTask(Task):
-    """Countdown problems; the answer is a chain of steps or an expression.
+    """Countdown problems that some left-to-right chain of steps solves.
 
     Attributes:
         min_numbers: fewest given numbers.
@@ -131,10 +115,8 @@ class CountdownTask(Task):
         max_target: largest target.
         operators: operators of problems and demonstrations, out of ``+-*/``.
         max_intermediate: largest intermediate result in demonstrations.
-        slip: probability in [0, 1] that a result in a random demonstration is wrong.
         worked: demonstrations state every intermediate result, ``3*7=21+8=29``; otherwise they are
             bare expressions, ``3*7+8``, shorter and with more to choose per token.
-        require_chain: keep only problems that some left-to-right chain solves.
     """
 
     name: ClassVar[str] = "countdown"
@@ -147,9 +129,7 @@ class CountdownTask(Task):
     max_target: int = 99
     operators: str = "+-*/"
     max_intermediate: int = 99
-    slip: float = 0.0
     worked: bool = False
-    require_chain: bool = True
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_numbers <= self.max_numbers <= 6:
@@ -165,8 +145,6 @@ class CountdownTask(Task):
                 )
         if not self.operators or not set(self.operators) <= set("+-*/"):
             raise ValueError(f"operators={self.operators!r}; use one or more of '+-*/'")
-        if not 0 <= self.slip <= 1:
-            raise ValueError(f"slip={self.slip} is a probability; use a number in [0, 1]")
         if self.max_intermediate < max(self.max_value, self.min_target):
             raise ValueError(
                 f"max_intermediate={self.max_intermediate} is below "
@@ -175,15 +153,8 @@ class CountdownTask(Task):
 
     def library_options(self) -> dict[str, Any]:
         """Options of the library's countdown dataset."""
-        return {
-            "min_numbers": self.min_numbers,
-            "max_numbers": self.max_numbers,
-            "min_value": self.min_value,
-            "max_value": self.max_value,
-            "min_target": self.min_target,
-            "max_target": self.max_target,
-            "operators": tuple(self.operators),
-        }
+        ranges = [f"{end}_{of}" for of in ("numbers", "value", "target") for end in ("min", "max")]
+        return {name: getattr(self, name) for name in ranges} | {"operators": tuple(self.operators)}
 
     def candidate(self, entry: dict[str, Any]) -> Problem | None:
         """Problem of a library entry whose own answer holds; the library rounds divisions."""
@@ -196,9 +167,9 @@ class CountdownTask(Task):
             answer=entry["answer"],
             metadata={"numbers": list(numbers), "target": target},
         )
-        if not self.score(problem, problem.answer):
-            return None
-        return problem if not self.require_chain or self._solutions(problem) else None
+        return (
+            problem if self.score(problem, entry["answer"]) and self._solutions(problem) else None
+        )
 
     def _solutions(self, problem: Problem) -> tuple[str, ...]:
         numbers = tuple(sorted(problem.metadata["numbers"]))
@@ -208,24 +179,12 @@ class CountdownTask(Task):
     def demonstration(self, problem: Problem, rng: random.Random, skill: float = 1.0) -> str:
         """With probability ``skill`` a uniform draw from the solving chains, else a random chain.
 
-        A random chain reaches the target by luck only, and each of its results is wrong with
-        probability ``slip``. A problem that no chain solves gets a random chain.
+        A random chain rarely reaches the target.
         """
-        if rng.random() < skill:
-            solutions = self._solutions(problem)
-            if solutions:
-                return self._written(rng.choice(solutions))
+        chain = rng.choice(self._solutions(problem)) if rng.random() < skill else None
         numbers = tuple(problem.metadata["numbers"])
-        for _ in range(1000):
-            chain = random_chain(numbers, self.operators, self.max_intermediate, rng, self.slip)
-            if chain is not None:
-                return self._written(chain)
-        raise ValueError(
-            f"no chain over {numbers} stays within max_intermediate={self.max_intermediate} "
-            f"with operators {self.operators!r}; raise the limit or allow more operators"
-        )
-
-    def _written(self, chain: str) -> str:
+        while chain is None:  # some chain stays within the limits: a solution does
+            chain = random_chain(numbers, self.operators, self.max_intermediate, rng)
         return chain if self.worked else bare_expression(chain)
 
     def score(self, problem: Problem, answer: str) -> float:

@@ -1,16 +1,18 @@
 """Bounded arithmetic: the value of an expression or a chain of steps, without evaluating text.
 
-What a model writes is data. The text is cut to a whitelist of characters, parsed into a syntax
-tree (:func:`ast.parse` builds a tree and runs nothing), and the tree is walked by hand with exact
-fractions. Only ``+ - * /``, parentheses, a sign and integers exist; powers, names, calls, floats
-and everything else yield ``None``. Length, number of nodes and magnitude are bounded, so that no
-text can take long.
+The text is checked against a whitelist of characters and parsed into a syntax tree
+(:func:`ast.parse` builds a tree and runs nothing), whose value is computed with exact fractions.
+Only ``+ - * /``, parentheses, a sign and integers exist; powers, names, calls, floats and
+everything else yield ``None``. Length, number of nodes and magnitude are bounded, so that no text
+can take long.
 """
 
 from __future__ import annotations
 
 import ast
+import operator
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -21,20 +23,21 @@ MAX_MAGNITUDE = 10**12
 _ALLOWED = re.compile(r"[0-9+\-*/() ]+")
 _NUMBER = re.compile(r"-?[0-9]{1,13}")
 _STEP = re.compile(r"(-?[0-9]{1,13}) ?([+\-*/]) ?([0-9]{1,13})")
+_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+# what stands for each plain text: typographic signs and LaTeX commands
 _SPELLINGS = {
-    "×": "*",
-    "·": "*",
-    "⋅": "*",
-    "÷": "/",
-    "−": "-",
-    "–": "-",
-    "\\times": "*",
-    "\\cdot": "*",
-    "\\div": "/",
-    "\\left(": "(",
-    "\\right)": ")",
-    "\\,": " ",
-    "$": "",
+    "*": ("×", "·", "⋅", "\\times", "\\cdot"),
+    "/": ("÷", "\\div"),
+    "-": ("−", "–"),
+    "(": ("\\left(",),
+    ")": ("\\right)",),
+    " ": ("\\,",),
+    "": ("$",),
 }
 
 
@@ -52,8 +55,8 @@ def normalize(text: str) -> str:
     >>> normalize("$3 \\\\times 7 − 4$")
     '3 * 7 - 4'
     """
-    for spelling, plain in _SPELLINGS.items():
-        if spelling in text:
+    for plain, spellings in _SPELLINGS.items():
+        for spelling in spellings:
             text = text.replace(spelling, plain)
     return text.strip()
 
@@ -105,18 +108,10 @@ def _walk(node: ast.expr, numbers: list[int]) -> Fraction | None:
         return None
     left = _walk(node.left, numbers)
     right = _walk(node.right, numbers)
-    if left is None or right is None:
+    apply = _OPERATORS.get(type(node.op))
+    if left is None or right is None or apply is None or (apply is operator.truediv and not right):
         return None
-    if isinstance(node.op, ast.Add):
-        value = left + right
-    elif isinstance(node.op, ast.Sub):
-        value = left - right
-    elif isinstance(node.op, ast.Mult):
-        value = left * right
-    elif isinstance(node.op, ast.Div) and right != 0:
-        value = left / right
-    else:
-        return None
+    value = apply(left, right)
     within = abs(value.numerator) <= MAX_MAGNITUDE and value.denominator <= MAX_MAGNITUDE
     return value if within else None
 
@@ -144,23 +139,19 @@ def evaluate_chain(text: str) -> Evaluation | None:
     first, *rest = (segment.strip() for segment in text.split("="))
     if not rest:
         return None
-    opening = evaluate(first)
-    if opening is None:
+    result = evaluate(first)
+    if result is None:
         return None
-    value, numbers = opening.value, list(opening.numbers)
-    for index, segment in enumerate(rest):
-        if index == len(rest) - 1:
-            if not _NUMBER.fullmatch(segment) or int(segment) != value:
-                return None
-            break
+    numbers = list(result.numbers)
+    for segment in rest[:-1]:
         step = _STEP.fullmatch(segment)
-        if step is None or int(step[1]) != value:
+        if step is None or int(step[1]) != result.value:
             return None
-        # The sign binds to the stated result, which is why it may not go through the parser
-        # unbracketed: -2*3 and (-2)*3 agree, yet only the second says what is meant.
+        # the stated result keeps its sign: (-2)*3, not -(2*3)
         result = evaluate(f"({step[1]}){step[2]}{step[3]}")
         if result is None:
             return None
-        value = result.value
         numbers.append(int(step[3]))
-    return Evaluation(value, tuple(numbers))
+    if not _NUMBER.fullmatch(rest[-1]) or int(rest[-1]) != result.value:
+        return None
+    return Evaluation(result.value, tuple(numbers))

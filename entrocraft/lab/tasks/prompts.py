@@ -1,4 +1,4 @@
-"""How a problem is put to a model: in short form, or as a conversation by its chat template."""
+"""Prompts of problems, in short form or by a chat template, and the text of completions."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""Problem lists on disk: the library makes a few hundred a second, runs want thousands at once."""
+"""Cache of problem lists on disk; the library makes only a few hundred problems a second."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 from entrocraft.lab.tasks.base import Problem, Split, Task
+from entrocraft.storage import write_atomically
 
 __all__ = ["default_cache_dir", "stored_problems"]
 
@@ -47,27 +47,19 @@ def stored_problems(
         "seed": seed,
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    folder = Path(cache_dir or default_cache_dir()) / "problems"
-    file = folder / f"{key}.jsonl"
+    file = Path(cache_dir or default_cache_dir()) / "problems" / f"{key}.jsonl"
+    problems: list[Problem] = []
     if file.exists():
-        problems = [Problem(**json.loads(line)) for line in file.read_text().splitlines()]
-        if len(problems) == size or fewer:
-            _warn_of_fewer(task, split, size, problems)
-            return problems
-    problems = task.problems(split, size, seed, fewer)
-    _warn_of_fewer(task, split, size, problems)
-    folder.mkdir(parents=True, exist_ok=True)
-    # written aside and moved: a kill, or two processes at once, leave no half list
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as partial:
-        partial.writelines(json.dumps(asdict(problem)) + "\n" for problem in problems)
-    os.replace(partial.name, file)
-    return problems
-
-
-def _warn_of_fewer(task: Task, split: Split, size: int, problems: list[Problem]) -> None:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        problems = [Problem(**json.loads(line)) for line in lines]
+    if not problems or (len(problems) < size and not fewer):
+        problems = task.problems(split, size, seed, fewer)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, "".join(json.dumps(asdict(made)) + "\n" for made in problems))
     if len(problems) < size:
         warnings.warn(
             f"{task} has {len(problems)} {split} problems, not the {size} asked for; all of them "
             "are taken. For more widen its ranges (task.options)",
-            stacklevel=3,
+            stacklevel=2,
         )
+    return problems

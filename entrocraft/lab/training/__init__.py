@@ -1,6 +1,10 @@
 """One training run from one config: task, model, TRL trainer, entropy control, run directory."""
 
-from entrocraft.lab.training.config import EvaluationConfig, TaskConfig, TrainConfig
-from entrocraft.settings import ControlConfig
+from entrocraft.lab.training.config import (
+    ControlSettings,
+    EvaluationConfig,
+    TaskConfig,
+    TrainConfig,
+)
 
-__all__ = ["ControlConfig", "EvaluationConfig", "TaskConfig", "TrainConfig"]
+__all__ = ["ControlSettings", "EvaluationConfig", "TaskConfig", "TrainConfig"]

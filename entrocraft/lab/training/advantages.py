@@ -1,4 +1,4 @@
-"""Changes to the estimator's advantages before the entropy method sees them."""
+"""Advantages for studies: raw rewards, or noise on the estimator's, before the entropy method."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["with_changed_advantages"]
 
 
 def with_changed_advantages(trainer_class: type, raw: bool, noise: float, seed: int) -> type:
-    """Return a trainer of ours whose advantages are raw rewards, or carry noise, or both.
+    """Return a subclass of the trainer whose advantages are raw rewards, or carry noise, or both.
 
     Args:
         trainer_class: `entrocraft.trl.GRPOTrainer` or `RLOOTrainer`.
@@ -24,20 +24,17 @@ def with_changed_advantages(trainer_class: type, raw: bool, noise: float, seed: 
         """The trainer with changed advantages."""
 
         def _decide_on(self, output: dict[str, Any]) -> None:
-            advantages = output["advantages"]
-            if advantages.ndim == 1:
-                start = self.accelerator.process_index * len(advantages)
-                mine = slice(start, start + len(advantages))
-                if raw:
-                    rewards = self._rollout_rewards[mine].nan_to_num()
-                    advantages = rewards.to(advantages.device, advantages.dtype)
+            own = output["advantages"]
+            if own.ndim == 1:
+                start = self.accelerator.process_index * len(own)
+                mine = slice(start, start + len(own))
+                advantages = self._rollout_rewards[mine].nan_to_num().to(own) if raw else own
                 if noise:
-                    generator = torch.Generator().manual_seed(
-                        seed * 1_000_003 + self.state.global_step
-                    )
-                    count = len(output["advantages"]) * self.accelerator.num_processes
+                    step = seed * 1_000_003 + self.state.global_step
+                    generator = torch.Generator().manual_seed(step)
+                    count = len(own) * self.accelerator.num_processes
                     drawn = noise * torch.randn(count, generator=generator)
-                    advantages = advantages + drawn[mine].to(advantages.device, advantages.dtype)
+                    advantages = advantages + drawn[mine].to(own)
                 output["advantages"] = advantages
             super()._decide_on(output)
 

@@ -7,13 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from entrocraft.settings import ControlConfig
+from entrocraft.settings import ControlSettings
 
-__all__ = [
-    "EvaluationConfig",
-    "TaskConfig",
-    "TrainConfig",
-]
+__all__ = ["ControlSettings", "EvaluationConfig", "TaskConfig", "TrainConfig"]
 
 TINY = "tiny"
 
@@ -23,7 +19,7 @@ class TaskConfig:
     """What to train on.
 
     Args:
-        name: countdown, chain_sum or prime_factorization.
+        name: countdown or chain_sum.
         options: the task's own options, e.g. {max_number: 12}.
         train_size: training problems, or all that the task has if these are fewer; the run repeats
             them when it has used them all.
@@ -120,12 +116,12 @@ class TrainConfig:
     save_every: int = 50
     resume: bool = True
     task: TaskConfig = field(default_factory=TaskConfig)
-    control: ControlConfig = field(default_factory=ControlConfig)
+    control: ControlSettings = field(default_factory=ControlSettings)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        counts = ["steps", "prompts", "generations", "updates", "max_completion_length"]
-        _at_least(1, self, "", counts if self.micro_batch is None else [*counts, "micro_batch"])
+        counts = ["steps", "prompts", "updates", "micro_batch", "max_completion_length"]
+        _at_least(1, self, "", counts)
         _at_least(0, self, "", ["save_every"])
         if self.task.train_size < self.prompts:
             raise ValueError(
@@ -153,16 +149,12 @@ class TrainConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values only, as written to config.yaml."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: plain(inner) for key, inner in value.items()}
-            return str(value) if isinstance(value, Path) else value
-
-        return plain(dataclasses.asdict(self)) | {"name": self.title}
+        values = dataclasses.asdict(self) | {"name": self.title}
+        return {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
 
 
 def _at_least(least: int, config: Any, section: str, names: list[str]) -> None:
     for name in names:
-        if getattr(config, name) < least:
-            raise ValueError(f"{section}{name} is {getattr(config, name)}; use at least {least}")
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{section}{name} is {value}; use at least {least}")

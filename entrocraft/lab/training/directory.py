@@ -1,8 +1,8 @@
-"""The run directory: whose it is, where it goes on, and that only one process writes it."""
+"""Run directory: its config, checkpoints and lock."""
 
 from __future__ import annotations
 
-import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,16 +14,24 @@ import yaml
 from filelock import FileLock, Timeout
 
 from entrocraft.lab.parsing import flat_keys
+from entrocraft.lab.records import read_records
 from entrocraft.lab.training.config import TrainConfig
-from entrocraft.lab.training.recorder import read_records
+from entrocraft.storage import write_atomically
 
 __all__ = ["RunDirectory"]
 
 _OTHERWISE = "choose another output, or set resume=false to start over"
 
-# settings that do not change what the run computes
-_FREE = ("output", "resume", "cache_dir", "name")
-_WRITTEN = ("checkpoints", "metrics.jsonl", "report.html", "entropy.png", "summary.json")
+# keys that do not change what the run computes
+_FREE = ("output", "resume", "cache_dir", "name", "command")
+_WRITTEN = (
+    "checkpoints",
+    "config.yaml",
+    "metrics.jsonl",
+    "report.html",
+    "entropy.png",
+    "summary.json",
+)
 
 
 class RunDirectory:
@@ -37,7 +45,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out; the lock ends with the process, however that ends.
+        """Keep other processes out until the end of the block or of the process.
 
         Raises:
             RuntimeError: another process is writing the directory.
@@ -50,18 +58,15 @@ class RunDirectory:
                 f"output is {self.path}, which cannot be made a directory ({error.strerror}); "
                 "choose another one"
             ) from error
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock = FileLock(self.path / ".lock").acquire(timeout=0)
         except Timeout:
             raise RuntimeError(
                 f"another process is training in {self.path}; wait for it, stop it, or choose "
                 "another output"
             ) from None
-        try:
+        with lock:
             yield
-        finally:
-            lock.release()
 
     def check(self, config: TrainConfig, remedy: str = _OTHERWISE) -> None:
         """Refuse to go on in a directory that holds the results of another config.
@@ -79,7 +84,7 @@ class RunDirectory:
             return
         theirs, mine = flat_keys(self._read_config(remedy)), flat_keys(config.as_dict())
         for key in mine | theirs:
-            if key.partition(".")[0] in (*_FREE, "command") or theirs.get(key) == mine.get(key):
+            if key.partition(".")[0] in _FREE or theirs.get(key) == mine.get(key):
                 continue
             if key == "steps" and isinstance(theirs.get(key), int) and theirs[key] < mine[key]:
                 continue
@@ -104,21 +109,17 @@ class RunDirectory:
         """Write config.yaml; with `resume=false` move what an earlier run left into previous/."""
         if not config.resume:
             self._set_aside()
-        command = " ".join(["entrocraft", *sys.argv[1:]])
-        partial = self.path / "config.yaml.partial"
-        partial.write_text(yaml.safe_dump(config.as_dict() | {"command": command}, sort_keys=False))
-        os.replace(partial, self.config)
+        keys = config.as_dict() | {"command": shlex.join(["entrocraft", *sys.argv[1:]])}
+        write_atomically(self.config, yaml.safe_dump(keys, sort_keys=False))
 
     def _set_aside(self) -> None:
-        names = [*_WRITTEN, "config.yaml"]
-        there = [self.path / name for name in names if (self.path / name).exists()]
-        if not there:
-            return
-        aside = self.path / "previous"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        for path in there:
-            path.rename(aside / path.name)
+        there = [self.path / name for name in _WRITTEN if (self.path / name).exists()]
+        if there:
+            aside = self.path / "previous"
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            for path in there:
+                path.rename(aside / path.name)
 
     def last_checkpoint(self, below: int | None = None) -> str | None:
         """Last checkpoint that was written to its end, at a step below `below` if given."""

@@ -1,4 +1,4 @@
-"""What a run measures on held-out problems, and when."""
+"""Measurements of a training run on held-out problems: entropy probe and pass@k."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ def measurements(
     config: TrainConfig, trainer: Any, tokenizer: Any, task: Task, chat: bool
 ) -> Callable[[int], dict[str, float]]:
     """Return the function step -> metrics of the present policy that are due at that step."""
-    settings = config.evaluation
+    settings, cache = config.evaluation, config.cache_dir
     probe = evaluation = None
-    cache = config.cache_dir
     if settings.probe_every:
         probe = stored_problems(task, "probe", settings.probe_prompts, cache_dir=cache, fewer=True)
     if settings.every:
@@ -42,15 +41,14 @@ def measurements(
         return step % every == 0 or step == config.steps
 
     def measure(step: int) -> dict[str, float]:
-        model = trainer.accelerator.unwrap_model(trainer.model)
+        policy = trainer.accelerator.unwrap_model(trainer.model), tokenizer, task
         metrics = {}
         if probe is not None and due(step, settings.probe_every):
-            seen = evaluate(model, tokenizer, task, probe, seed=_PROBE_SEED, **common)
-            metrics["entropy/probe"] = seen.entropy.value
-            metrics["entropy/probe_stderr"] = seen.entropy.stderr
-            if step == 0 and seen.entropy.stderr > _LARGEST_PROBE_STDERR:
+            entropy = evaluate(*policy, probe, seed=_PROBE_SEED, **common).entropy
+            metrics |= {"entropy/probe": entropy.value, "entropy/probe_stderr": entropy.stderr}
+            if step == 0 and entropy.stderr > _LARGEST_PROBE_STDERR:
                 warnings.warn(
-                    f"the probe's standard error is {seen.entropy.stderr:.4f} nats per token with "
+                    f"the probe's standard error is {entropy.stderr:.4f} nats per token with "
                     f"{len(probe)} problems; for less than {_LARGEST_PROBE_STDERR} raise "
                     "evaluation.probe_prompts",
                     EntropyControlWarning,
@@ -58,19 +56,13 @@ def measurements(
                 )
         if evaluation is not None and due(step, settings.every):
             samples = settings.samples
-            seen = evaluate(
-                model,
-                tokenizer,
-                task,
-                evaluation,
-                samples=samples,
-                seed=_EVALUATION_SEED,
-                **common,
-            )
+            seen = evaluate(*policy, evaluation, samples=samples, seed=_EVALUATION_SEED, **common)
             for k in sorted({1, samples}):
                 estimate = seen.pass_at(k)
-                metrics[f"eval/pass@{k}"] = estimate.value
-                metrics[f"eval/pass@{k}_stderr"] = estimate.stderr
+                metrics |= {
+                    f"eval/pass@{k}": estimate.value,
+                    f"eval/pass@{k}_stderr": estimate.stderr,
+                }
         return metrics
 
     return measure

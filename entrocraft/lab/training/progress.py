@@ -1,26 +1,18 @@
-"""What a person sees while a run goes: the numbers that matter, and the time left."""
+"""Progress displays of warm starts, training runs and comparisons."""
 
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
-from typing_extensions import Self
 
-__all__ = ["CellsProgress", "RunProgress", "describe_record"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["CellsProgress", "Display", "RunProgress", "WarmStartProgress", "describe_record"]
 
 
 def describe_record(record: dict[str, Any]) -> str:
@@ -44,25 +36,21 @@ def describe_record(record: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-class _Numbers(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(task.fields.get("numbers", ""))
-
-
 class Display:
-    """Bars on a terminal; elsewhere a line now and then, see `_every_tenth`."""
+    """Progress bars on a terminal; elsewhere one line for every tenth of the work."""
 
-    def __init__(self, console: Console, steps: int) -> None:
+    def __init__(self, console: Console, steps: int, transient: bool = False) -> None:
         self.console = console
         self._steps_in_all = max(steps, 1)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            _Numbers(),
-            TimeRemainingColumn(),
+        self._progress = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=20),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[numbers]}", markup=False),
+            bars.TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
+            transient=transient,
         )
         self._tenth = -1
 
@@ -70,13 +58,11 @@ class Display:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._progress.stop()
+
+    def _add(self, title: str, total: int, visible: bool = True) -> bars.TaskID:
+        return self._progress.add_task(title, total=total, visible=visible, numbers="")
 
     def _every_tenth(self, done: int, text: str) -> None:
         """Print a line for every tenth of the work, where no bar is shown."""
@@ -86,6 +72,25 @@ class Display:
             self.console.print(text, soft_wrap=True, highlight=False)
 
 
+class WarmStartProgress(Display):
+    """Progress of a warm start; nothing is left of it on a terminal."""
+
+    def __init__(self, steps: int, console: Console | None = None) -> None:
+        super().__init__(console or Console(), steps, transient=True)
+        self._task: bars.TaskID | None = None
+
+    def __call__(self, stage: str, done: int, total: int, loss: float | None) -> None:
+        """Show how far a stage is, and the loss in nats per token."""
+        if self._task is None:  # a warm start from the cache shows nothing
+            self._task = self._add("warm start", total)
+        title, numbers = f"warm start: {stage}", "" if loss is None else f"loss {loss:.3f}"
+        self._progress.update(
+            self._task, description=title, completed=done, total=total, numbers=numbers
+        )
+        if stage == "training":
+            self._every_tenth(done, f"{title} {done}/{total}  {numbers}".rstrip())
+
+
 class RunProgress(Display):
     """Progress of one run."""
 
@@ -93,7 +98,7 @@ class RunProgress(Display):
         super().__init__(console or Console(), steps)
         self.title = title
         self.steps = steps
-        self._task = self._progress.add_task(f"[bold]{escape(title)}", total=steps)
+        self._task = self._add(f"[bold]{escape(title)}", steps)
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Show one record."""
@@ -113,10 +118,9 @@ class CellsProgress(Display):
         self._steps = dict(cells)
         self._start = time.monotonic()
         self._done = {title: 0 for title, _ in cells}
-        self._all = self._progress.add_task("[bold]all runs", total=self._steps_in_all)
+        self._all = self._add("[bold]all runs", self._steps_in_all)
         self._tasks = {
-            title: self._progress.add_task(escape(title), total=steps, visible=False)
-            for title, steps in cells
+            title: self._add(escape(title), steps, visible=False) for title, steps in cells
         }
 
     def show(self, title: str, records: list[dict[str, Any]]) -> None:
@@ -143,7 +147,7 @@ class CellsProgress(Display):
 
 
 def _time_left(elapsed: float, share: float) -> str:
-    """Say how long the rest takes if it goes on as it did; nothing before there is a pace."""
+    """Remaining time at the mean speed so far, as text; empty at the start and at the end."""
     if not 0 < share < 1:
         return ""
     minutes = elapsed * (1 - share) / share / 60

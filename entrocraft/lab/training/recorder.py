@@ -1,4 +1,4 @@
-"""metrics.jsonl: one object per optimizer step, written as the run goes.
+"""Recorder of metrics.jsonl: one JSON object per optimizer step.
 
 A record's `step` counts the optimizer steps taken before its rollouts: target, measurement, probe
 and reward of one record belong to the same policy. One more record, at the last step, holds the
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-__all__ = ["Recorder", "read_records"]
+from entrocraft.lab.records import read_records
+from entrocraft.storage import write_atomically
+
+__all__ = ["Recorder"]
 
 _LOGGED = (
     "reward",
@@ -34,22 +36,8 @@ _LOGGED = (
 Listener = Callable[[dict[str, Any]], None]
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read the whole records of a metrics file; a line that a kill cut short is left out."""
-    records = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                records.append(record)
-    return records
-
-
 class Recorder(TrainerCallback):
-    """Writes metrics.jsonl beside the trainer's checkpoints.
+    """Trainer callback that writes metrics.jsonl.
 
     Args:
         path: the metrics file; on resume, records from the checkpoint's step on are written anew.
@@ -77,9 +65,7 @@ class Recorder(TrainerCallback):
         kept = [r for r in read_records(self.path) if r["step"] < state.global_step]
         before = max((r.get("seconds", 0.0) for r in kept), default=0.0)
         self._start = time.perf_counter() - before
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(partial, self.path)
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         for record in kept:
             for listener in self.listeners:
                 listener(record)

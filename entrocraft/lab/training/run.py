@@ -1,4 +1,4 @@
-"""One training, from a config to a run directory."""
+"""Training run, from a config to a run directory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
-from entrocraft.lab.models import WarmStartConfig, load_model, progress_bar, warm_start
-from entrocraft.lab.parsing import config_from_mapping
+from entrocraft.lab.models import WarmStartConfig, load_model, warm_start
+from entrocraft.lab.parsing import config_from_mapping, merge
 from entrocraft.lab.report import write_report
 from entrocraft.lab.tasks import get_task
 from entrocraft.lab.tasks.prompts import speaks_chat
@@ -21,10 +21,9 @@ from entrocraft.lab.tasks.store import stored_problems
 from entrocraft.lab.training.config import TINY, TrainConfig
 from entrocraft.lab.training.directory import RunDirectory
 from entrocraft.lab.training.measurements import measurements
-from entrocraft.lab.training.progress import RunProgress
+from entrocraft.lab.training.progress import RunProgress, WarmStartProgress
 from entrocraft.lab.training.recorder import Recorder
 from entrocraft.lab.training.trainer import build_trainer, trainer_arguments
-from entrocraft.lab.training.tuning import merge
 
 __all__ = ["prepare_model", "train"]
 
@@ -45,7 +44,9 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     with directory.locked() if processes.is_main_process else nullcontext():
         with processes.main_process_first():
             finished = config.resume and directory.finished(config)
-            trainer_arguments(config, processes.num_processes)  # its errors cost no warm start
+            trainer_arguments(
+                config, processes.num_processes
+            )  # its errors come before a warm start
             path = prepare_model(config, console)
         if finished:
             console.print(
@@ -72,7 +73,7 @@ def prepare_model(config: TrainConfig, console: Console | None = None) -> str:
             settings = config_from_mapping(WarmStartConfig, changed)
         except ValueError as error:
             raise ValueError(f"warm_start is {config.warm_start}: {error}") from error
-    with progress_bar(console=console) as progress:
+    with WarmStartProgress(settings.steps, console) as progress:
         return str(warm_start(settings, config.cache_dir, progress))
 
 

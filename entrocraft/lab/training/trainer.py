@@ -1,10 +1,9 @@
-"""TRL's trainer for a config: arguments, data, reward, entropy control."""
+"""TRL trainer of a config: arguments, data, reward, entropy control."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -19,7 +18,7 @@ from entrocraft.lab.training.config import TrainConfig
 
 __all__ = ["build_trainer", "trainer_arguments"]
 
-# options of TRL's config that follow from ours, and the key that sets them
+# options of TRL's config that are derived from keys of `TrainConfig`, and the key that sets them
 _OWNED = {
     "output_dir": "output",
     "seed": "seed",
@@ -110,30 +109,25 @@ def build_trainer(
             trainer_class, config.raw_rewards, config.advantage_noise, config.seed
         )
     arguments = trainer_arguments(config, int(os.environ.get("WORLD_SIZE", "1")))
+    by_key = {problem.key: problem for problem in problems}
+
+    def reward(completions: list[Any], key: list[str], **columns: Any) -> list[float]:
+        texts = [completion_text(completion) for completion in completions]
+        return [task.verify(by_key[k], text) for k, text in zip(key, texts, strict=True)]
+
+    reward.__name__ = task.name  # TRL logs it
     prompts = [trainer_prompt(problem, chat) for problem in problems]
-    keys = [problem.key for problem in problems]
     trainer = trainer_class(
         model=model,
-        reward_funcs=_reward(task, problems),
+        reward_funcs=reward,
         args=_config_class(config)(**arguments),
-        train_dataset=Dataset.from_dict({"prompt": prompts, "key": keys}),
+        train_dataset=Dataset.from_dict({"prompt": prompts, "key": list(by_key)}),
         processing_class=tokenizer,
         entropy_control=config.control.build(config.seed),
     )
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
-
-
-def _reward(task: Task, problems: list[Problem]) -> Callable[..., list[float]]:
-    by_key = {problem.key: problem for problem in problems}
-
-    def score(completions: list[Any], key: list[str], **columns: Any) -> list[float]:
-        texts = [completion_text(completion) for completion in completions]
-        return [task.verify(by_key[k], text) for k, text in zip(key, texts, strict=True)]
-
-    score.__name__ = task.name
-    return score
 
 
 def _config_class(config: TrainConfig) -> type:
@@ -155,6 +149,6 @@ def _check_options(config: TrainConfig) -> None:
 
 
 def _whole_batches(steps: int, config: TrainConfig) -> int:
-    """Round up to whole rollout batches: the trainer cannot go on exactly in the middle of one."""
+    """Round up to whole rollout batches; the trainer cannot resume exactly inside one."""
     cycle = config.updates * int(config.trainer.get("num_iterations", 1))
     return -(-steps // cycle) * cycle

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from entrocraft.lab.dynamics.anchor import step_direction
+from entrocraft.lab.dynamics.authority import RULES, count_updates
+from entrocraft.lab.dynamics.patterns import KINDS, draw_keep, try_patterns
+from entrocraft.lab.dynamics.statistics import bootstrap, explained, fit_line, sign_agreement
 
 from entrocraft.effects import token_statistics
 from entrocraft.lab.cli import main
-from entrocraft.lab.dynamics.anchor import step_direction
-from entrocraft.lab.dynamics.authority import RULES, count_updates
 from entrocraft.lab.dynamics.bench import Bench
 from entrocraft.lab.dynamics.config import DynamicsConfig
-from entrocraft.lab.dynamics.patterns import KINDS, draw_keep, try_patterns
-from entrocraft.lab.dynamics.statistics import bootstrap, explained, fit_line, sign_agreement
 from entrocraft.lab.dynamics.summary import predictions_of, summarize
 from entrocraft.lab.dynamics.theorem import check_theorem, output_space_baseline
 from entrocraft.lab.models import ReasonerConfig, build_reasoner, build_tokenizer
@@ -105,7 +105,7 @@ def test_counts_by_sign_of_the_advantage():
     )
     up, down = found["positive"], found["negative"]
     assert (up["tokens"], up["tokens_met"], up["sequences"]) == (4, 3, 2)
-    # the first sequence meets Theorem 2 by its stats, although its entropy change goes the other way
+    # the first sequence meets Theorem 2 by its sums, yet its entropy change goes the other way
     assert (up["sequences_met"], up["sequences_opposed"], up["sequences_all_met"]) == (2, 1, 1)
     assert up["sequences_met_opposed"] == 1
     assert (down["tokens"], down["tokens_met"], down["sequences_met"]) == (1, 0, 0)

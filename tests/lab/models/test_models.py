@@ -19,7 +19,6 @@ from entrocraft.lab.models import (
     build_tokenizer,
     cache_key,
     load_model,
-    progress_bar,
     warm_start,
 )
 from entrocraft.lab.models.tokenizer import CHARACTERS
@@ -52,7 +51,8 @@ def test_tokenizer_round_trip(text):
 
 def test_tokenizer_saves_and_loads(tmp_path):
     template = "{% for message in messages %}{{ message['content'] }}:{% endfor %}"
-    tokenizer = build_tokenizer(64, chat_template=template)
+    tokenizer = build_tokenizer(64)
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = "  3 7 , . don't <b> 8=22:\n\n" + string.printable[:95]
@@ -232,8 +232,8 @@ def test_presets_and_countdown_is_the_default():
         assert WarmStartConfig.for_task(name).task == name
     assert WarmStartConfig.for_task("countdown") == WarmStartConfig()
     assert WarmStartConfig.for_task("chain_sum", steps=7).steps == 7
-    with pytest.raises(ValueError, match=r"'prime_factorization'.*chain_sum"):
-        WarmStartConfig.for_task("prime_factorization")
+    with pytest.raises(ValueError, match=r"'maze'.*chain_sum"):
+        WarmStartConfig.for_task("maze")
 
 
 def test_config_errors():
@@ -245,12 +245,6 @@ def test_config_errors():
         WarmStartConfig(learning_rate=-1)
     with pytest.raises(ValueError, match="unknown task 'chess'"):
         WarmStartConfig(task="chess")
-
-
-def test_progress_bar_draws(capsys):
-    with progress_bar(transient=False) as update:
-        update("training", 1, 2, 0.5)
-        update("measuring", 0, 1, None)
 
 
 def test_load_model_errors(tmp_path):

@@ -1,4 +1,4 @@
-"""The commands on tiny models: run directories, resume, kill, chat templates, comparisons."""
+"""The commands on tiny models: run directories, resume, kill, chat templates."""
 
 import json
 import os
@@ -17,7 +17,6 @@ from entrocraft.lab.cli import main
 from entrocraft.lab.models import WarmStartConfig
 from entrocraft.lab.parsing import config_from_mapping
 from entrocraft.lab.tasks import get_task
-from entrocraft.lab.training.comparison import CompareConfig
 from entrocraft.lab.training.config import TaskConfig, TrainConfig
 from entrocraft.lab.training.directory import RunDirectory
 from entrocraft.lab.training.recorder import read_records
@@ -286,55 +285,7 @@ def test_training_that_ends_early_is_an_error(home, tmp_path, capsys, monkeypatc
     assert "training ended at step 1 of 3" in capsys.readouterr().err
 
 
-def test_compare_runs_what_is_missing_and_reports_together(home, tmp_path, capsys):
-    base = {k: v for k, v in keys(home, tmp_path).items() if k != "output"}
-    values = {
-        "output": str(tmp_path / "both"),
-        "methods": {"GRPO": {"control": {"rule": None}}, "tilt": {}},
-        "base": base | {"steps": 2},
-    }
-    file = config_file(tmp_path / "compare.yaml", values)
-    assert main(["compare", file]) == 0
-    results = json.loads((tmp_path / "both" / "results.json").read_text())
-    assert len(results["runs"]) == 2
-    assert (tmp_path / "both" / "report.html").exists()
-    first = tmp_path / "both" / "cells" / "GRPO-seed0"
-    stamp = (first / "metrics.jsonl").stat().st_mtime_ns
-    (tmp_path / "both" / "cells" / "tilt-seed0" / "report.html").unlink()
-    capsys.readouterr()
-    assert main(["compare", file]) == 0
-    assert "1 of 2 runs are there already" in capsys.readouterr().out
-    assert (first / "metrics.jsonl").stat().st_mtime_ns == stamp
-
-
-def test_a_failed_cell_is_named_and_the_others_are_kept(home, tmp_path, capsys):
-    base = {k: v for k, v in keys(home, tmp_path).items() if k != "output"}
-    values = {
-        "output": str(tmp_path / "some"),
-        "methods": {"good": {"steps": 1}, "bad": {"trainer": {"loss_type": "none such"}}},
-        "base": base,
-    }
-    assert main(["compare", config_file(tmp_path / "compare.yaml", values)]) == 1
-    error = capsys.readouterr().err
-    assert "bad, seed 0" in error
-    assert "log.txt" in error
-    assert (tmp_path / "some" / "cells" / "good-seed0" / "report.html").exists()
-
-
-def test_cells_share_prompts_and_differ_in_method_and_seed():
-    config = CompareConfig(seeds=[3, 4], base={"steps": 7, "control": {"schedule": "0.4"}})
-    cells = config.cells()
-    assert [cell.title for cell in cells[:3]] == ["GRPO, seed 3", "sign, seed 3", "tilt, seed 3"]
-    assert {cell.config.steps for cell in cells} == {7}
-    assert {cell.config.control.schedule for cell in cells} == {"0.4"}
-    assert [cell.config.control.rule for cell in cells[:3]] == [None, "sign", "tilt"]
-    with pytest.raises(ValueError, match="at least one"):
-        CompareConfig(methods={})
-
-
-def test_configs_of_the_repository_are_readable():
-    for file in Path("configs").glob("*.yaml"):
-        CompareConfig(**yaml.safe_load(file.read_text())).cells()
+def test_wrong_keys_are_named():
     for wrong in ({"stepps": 3}, {"steps": "many"}, {"control": {"rules": "tilt"}}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             config_from_mapping(TrainConfig, wrong)
@@ -394,41 +345,6 @@ def test_a_directory_has_one_writer(home, tmp_path, capsys):
         assert main(["train", file]) == 1
     assert "another process is training" in capsys.readouterr().err
     assert main(["train", file]) == 0
-
-
-def test_compare_refuses_cells_of_another_config(home, tmp_path, capsys):
-    base = {k: v for k, v in keys(home, tmp_path).items() if k != "output"} | {"steps": 1}
-    values = {"output": str(tmp_path / "c"), "methods": {"tilt": {}}, "base": base}
-    assert main(["compare", config_file(tmp_path / "compare.yaml", values)]) == 0
-    before = (tmp_path / "c" / "results.json").read_text()
-    values["base"] = base | {"learning_rate": 0.01}
-    capsys.readouterr()
-    assert main(["compare", config_file(tmp_path / "compare.yaml", values)]) == 1
-    error = capsys.readouterr().err
-    assert "learning_rate" in error
-    assert f"delete {tmp_path / 'c' / 'cells' / 'tilt-seed0'} to train it anew" in error
-    assert (tmp_path / "c" / "results.json").read_text() == before
-    with pytest.raises(ValueError, match="becomes a directory"):
-        CompareConfig(methods={"a/b": {}})
-
-
-@pytest.mark.slow
-def test_a_comparison_that_is_terminated_takes_its_runs_along(home, tmp_path):
-    base = {k: v for k, v in keys(home, tmp_path).items() if k != "output"} | {"steps": 500}
-    values = {"output": str(tmp_path / "c"), "methods": {"tilt": {}}, "base": base}
-    file = config_file(tmp_path / "compare.yaml", values)
-    command = [sys.executable, "-m", "entrocraft", "compare", file]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    cell = tmp_path / "c" / "cells" / "tilt-seed0"
-    deadline = time.monotonic() + 120
-    while not read_records(cell / "metrics.jsonl"):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.terminate()
-    assert process.wait(timeout=60) == 143
-    with RunDirectory(cell).locked():  # nobody trains there any more
-        assert len(read_records(cell / "metrics.jsonl")) < 500
 
 
 @pytest.mark.slow

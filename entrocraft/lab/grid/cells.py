@@ -1,18 +1,14 @@
-"""A cell of a comparison: one training run in a process of its own."""
+"""A training run of a study in a process of its own, and several of them side by side."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -28,26 +24,18 @@ _POLL_SECONDS = 0.5
 
 @dataclass
 class Cell:
-    """One training run of a comparison."""
+    """One training run and its directory."""
 
     directory: Path
     config: TrainConfig
 
     @property
     def title(self) -> str:
-        """Method and seed."""
+        """Name and seed of the run."""
         return f"{self.config.title}, seed {self.config.seed}"
 
-    def records(self) -> list[dict[str, Any]]:
-        """What the run has recorded so far."""
-        return read_records(self.directory / "metrics.jsonl")
-
     def finished(self) -> bool:
-        """Whether this very run reached its end and was reported.
-
-        Raises:
-            ValueError: the directory holds a run of another config.
-        """
+        """Whether this very run ended and was reported; ValueError if another one is here."""
         remedy = f"delete {self.directory} to train it anew, or choose another output"
         done = RunDirectory(self.directory).finished(self.config, remedy)
         return done and (self.directory / "report.html").exists()
@@ -57,64 +45,43 @@ class Cell:
         self.directory.mkdir(parents=True, exist_ok=True)
         file = self.directory / "cell.yaml"
         file.write_text(yaml.safe_dump(self.config.as_dict(), sort_keys=False))
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+        environment = os.environ | dict.fromkeys(
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)
+        )
+        environment["TOKENIZERS_PARALLELISM"] = "false"
+        command = [sys.executable, "-m", "entrocraft", "train", str(file)]
         with (self.directory / "log.txt").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "entrocraft", "train", str(file)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
 def run_cells(
-    cells: list[Cell], jobs: int, threads: int, console: Console, poll: float = _POLL_SECONDS
+    cells: list[Cell], jobs: int, threads: int, console: Console, keep: Callable[[Cell], None]
 ) -> list[Cell]:
-    """Run cells, `jobs` at a time, under a progress display; return those that failed."""
+    """Run cells, `jobs` at a time, under a progress display; return those that failed.
+
+    `keep` is called with each cell that ended well, while others still run.
+    """
     from entrocraft.lab.training.progress import CellsProgress
 
     waiting, failed = list(cells), []
     running: dict[str, tuple[Cell, subprocess.Popen[bytes]]] = {}
     shown = CellsProgress([(cell.title, cell.config.steps) for cell in cells], console)
-    with _stopped_by_a_signal(), shown as progress:
+    with shown as progress:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     cell = waiting.pop(0)
                     running[cell.title] = (cell, cell.start(threads))
-                time.sleep(poll)
+                time.sleep(_POLL_SECONDS)
                 for title, (cell, process) in list(running.items()):
-                    records = cell.records()
-                    progress.show(title, records)
+                    progress.show(title, read_records(cell.directory / "metrics.jsonl"))
                     if (code := process.poll()) is not None:
                         del running[title]
                         progress.finish(title, failed=code != 0)
-                        if code != 0:
-                            failed.append(cell)
+                        failed.append(cell) if code else keep(cell)
         finally:
             for _, process in running.values():
                 process.terminate()
             for _, process in running.values():
                 process.wait()
     return failed
-
-
-@contextmanager
-def _stopped_by_a_signal() -> Iterator[None]:
-    """Let SIGTERM, which batch systems send, stop the runs too, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

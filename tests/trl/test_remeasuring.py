@@ -1,4 +1,4 @@
-"""The odometer on real TRL trainings: what it reports is what a model from outside would say."""
+"""The post-update change on real TRL trainings: what is reported is what a model would say."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_the_reported_change_is_the_change(kind, reuse):
         kind,
         WITNESSES[kind],
         model=tiny_model(ends=True),
-        entropy_control="constant(initial)",
+        entropy_control=EntropyController("constant(initial)", remeasure=1),
         max_steps=2 * steps + 1,
         temperature=0.9,
         learning_rate=2e-5,  # no ratio is cut
@@ -59,7 +59,7 @@ def test_the_reported_change_is_the_change(kind, reuse):
     first, second, third = trainer.batches
     expected = [by_hand(first, second["weights_before"]), by_hand(second, third["weights_before"])]
     assert abs(expected[0]) > 1e-4, "something has to move"
-    # told at the end of the batch's last step
+    # reported at the end of the batch's last step
     assert [logged[steps - 1], logged[2 * steps - 1]] == pytest.approx(expected, rel=1e-3)
     assert [index for index, change in enumerate(logged) if change is not None] == (
         [steps - 1, 2 * steps - 1] if reuse else [0, 1, 2]
@@ -71,8 +71,8 @@ def test_prompts_that_were_not_trained_on_are_asked_alone():
     class Picky(Recording):
         """Trains on the first two prompts of eight."""
 
-        def decide(self, batch, **clock):
-            decision = super().decide(batch, **clock)
+        def decide(self, batch, step=None):
+            decision = super().decide(batch, step)
             decision.advantages[:8] = 1.0
             decision.advantages[8:] = 0.0
             return decision
@@ -81,7 +81,7 @@ def test_prompts_that_were_not_trained_on_are_asked_alone():
             self.answered.append((change, trained))
             return super().post_update(change, stderr, trained)
 
-    control = Picky("constant(initial)")
+    control = Picky("constant(initial)", remeasure=1)
     trainer = make_trainer(
         "grpo",
         WITNESSES["grpo"],
@@ -105,29 +105,61 @@ def test_prompts_that_were_not_trained_on_are_asked_alone():
 def test_the_method_knows_before_the_checkpoint_and_before_the_next_decision():
     class Diary(Recording):
         def post_update(self, change, stderr, trained):
-            self.asked.append("realized")
+            self.asked.append("post-update")
             return super().post_update(change, stderr, trained)
 
     control = Diary("constant(initial)")
     make_trainer(entropy_control=control, max_steps=3).train()
-    kinds = ["realized" if entry == "realized" else "decided" for entry in control.asked]
-    assert kinds == ["decided", "realized"] * 3
+    kinds = ["post-update" if entry == "post-update" else "decided" for entry in control.asked]
+    assert kinds == ["decided", "post-update"] * 3
 
 
 @pytest.mark.parametrize(
     "control",
     [
-        EntropyController("constant(initial)", remeasure=False),
-        EntropyController("constant(initial)", rule="sign", band=1),
-        EntropyController("constant(initial)", feedback="pi"),
+        EntropyController("constant(initial)", remeasure=0),
+        EntropyController("constant(initial)", rule="sign"),
         EntropyController(None, rule=None),
     ],
-    ids=["switched off", "sign", "pi", "observes"],
+    ids=["switched off", "sign", "observes"],
 )
 def test_who_does_not_ask_pays_nothing(control):
     trainer = make_trainer(entropy_control=control, max_steps=2)
     trainer.train()
     assert not any(CHANGE in row for row in rows(trainer))
+
+
+def test_a_share_of_the_prompts_is_scored():
+    rescored = []
+
+    class Watched(WITNESSES["grpo"]):
+        def _get_per_token_logps_and_entropies(self, model, ids, *args, **kwargs):
+            if not torch.is_grad_enabled():
+                rescored.append(ids)
+            return super()._get_per_token_logps_and_entropies(model, ids, *args, **kwargs)
+
+    control = Recording("constant(initial)", remeasure=0.5, seed=1)
+    trainer = make_trainer(
+        "grpo",
+        Watched,
+        model=tiny_model(ends=True),
+        entropy_control=control,
+        max_steps=2,
+        temperature=0.9,
+        learning_rate=2e-5,
+    )
+    trainer.train()
+    first, second = trainer.batches
+    # before and after the first batch's update, before and after the second's
+    assert [len(ids) for ids in rescored] == [16, 8, 16, 8]
+    ids = torch.cat([first["prompt_ids"], first["completion_ids"]], 1)
+    chosen = [row for row in range(16) if any(torch.equal(ids[row], r) for r in rescored[1])]
+    prompts = {row // 4 for row in chosen}
+    assert len(prompts) == 2
+    expected = by_hand(first, second["weights_before"], chosen)
+    assert rows(trainer)[0][CHANGE] == pytest.approx(expected, rel=1e-3)
+    # other prompts at another step
+    assert not torch.equal(rescored[1][:, : ids.shape[1]], rescored[3][:, : ids.shape[1]])
 
 
 def test_several_batches_in_one_step_are_not_measured():

@@ -1,0 +1,1 @@
+"""Studies: methods x schedules x seeds from one YAML file, resumable cell by cell."""
