@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,3 +159,20 @@ def test_what_adapters_ask_for_is_declared():
     assert {name for name in METHODS if scopes[name] == "update"} == weighing
     assert [name for name in METHODS if method_class(name).uses_bonus] == ["aent"]
     assert [name for name in METHODS if method_class(name).samples_more] == ["aepo"]
+
+
+def test_the_page_of_baselines_says_what_their_classes_say():
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
+    table = {row[0].strip("`"): row[1:] for row in rows if row and row[0].startswith("`")}
+    assert tuple(table) == METHODS
+    for name, (_, coefficient, updates, target, source) in table.items():
+        found = method_class(name)
+        assert (updates == "yes") == found.needs_updates
+        assert bool(target) == found.follows
+        assert found.own_target is None or float(target) == found.own_target
+        assert source.split()[-1] in inspect.getsource(inspect.getmodule(found))
+        option, _, value = coefficient.partition(" ")
+        assert option.strip("`") == (found.coefficient or "")
+        if option:
+            assert inspect.signature(found).parameters[found.coefficient].default == float(value)
