@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,13 +102,16 @@ def sample(
         **options,
     )
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), _own_defaults(model, generation):
-        torch.manual_seed(seed or 0)
-        ids = model.generate(  # type: ignore[operator]
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            generation_config=generation,
-        )
+    # `generate` fills gaps in the options from the model's own defaults
+    before, model.generation_config = model.generation_config, generation
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.manual_seed(seed or 0)
+            ids = model.generate(  # type: ignore[operator]
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            )
+    finally:
+        model.generation_config = before
     ended = ids[:, batch["input_ids"].shape[1] :] == tokenizer.eos_token_id
     # a token is in the response unless an end token came before it
     return ids, batch["attention_mask"], ended.cumsum(1) - ended.long() == 0
@@ -177,17 +179,7 @@ def evaluate(
     )
 
 
-@contextmanager
-def _own_defaults(model: PreTrainedModel, options: GenerationConfig) -> Iterator[None]:
-    """Replace the model's generation defaults, with which `generate` fills gaps, by the options."""
-    before = model.generation_config
-    model.generation_config = options
-    try:
-        yield
-    finally:
-        model.generation_config = before
-
-
+@torch.no_grad()
 def _entropies(
     model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: Tensor, temperature: float
 ) -> Tensor:
@@ -196,10 +188,8 @@ def _entropies(
     full = torch.cat([attention, mask.to(attention.dtype)], dim=1)
     rows = max(1, 2**26 // (ids.shape[1] * model.config.get_text_config().vocab_size))
     parts = []
-    with torch.no_grad():
-        for start in range(0, len(ids), rows):
-            part = ids[start : start + rows]
-            logits = model(part, attention_mask=full[start : start + rows]).logits
-            tokens = part[:, -width:]
-            parts.append(token_statistics(logits[:, -width - 1 : -1], tokens, temperature).entropy)
+    for start in range(0, len(ids), rows):
+        part = ids[start : start + rows]
+        logits = model(part, attention_mask=full[start : start + rows]).logits[:, -width - 1 : -1]
+        parts.append(token_statistics(logits, part[:, -width:], temperature).entropy)
     return torch.cat(parts)

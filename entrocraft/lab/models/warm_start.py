@@ -34,6 +34,7 @@ FORMAT_VERSION = 1
 RECORD = "warm_start.json"
 _IGNORED = -100
 
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 Progress = Callable[[str, int, int, "float | None"], None]
 """Called with (stage, done, total, loss in nats per token or None)."""
 
@@ -115,25 +116,19 @@ def cache_key(config: WarmStartConfig) -> str:
 
 
 def warm_start(
-    config: WarmStartConfig,
-    cache_dir: str | Path | None = None,
-    progress: Progress | None = None,
+    config: WarmStartConfig, cache_dir: str | Path | None = None, progress: Progress | None = None
 ) -> Path:
-    """Make a warm-started reasoner, or find it in the cache.
+    """Make a warm-started reasoner, or find it in the cache; return its model directory.
 
-    The directory is a usual model directory (``from_pretrained`` reads it) and holds
-    ``warm_start.json`` besides: ``config``, ``measurement`` (accuracy, and token-mean entropy in
-    nats, on probe problems), ``parameters``, ``loss`` and ``seconds``.
-    It appears in one piece: a killed run leaves no directory, and of two processes making the same
-    model one result stays. The global random states are left as they were.
+    The directory holds ``warm_start.json`` besides the model: ``config``, ``measurement``
+    (accuracy, and token-mean entropy in nats, on probe problems), ``parameters``, ``loss`` and
+    ``seconds``. It appears in one piece: a killed run leaves no directory, and of two processes
+    making the same model one result stays. The global random states are left as they were.
 
     Args:
         config: what to make.
         cache_dir: where models are kept; :func:`default_cache_dir` where ``None``.
         progress: called as training goes on.
-
-    Returns:
-        The model directory.
     """
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
     root = cache / "models"
@@ -153,8 +148,7 @@ def warm_start(
 
 def _publish(partial: Path, final: Path) -> None:
     """Move a finished directory to its place, unless another process was faster."""
-    # mkdtemp gives access to its owner only; a model directory is an ordinary one.
-    partial.chmod(0o755)
+    partial.chmod(0o755)  # mkdtemp gives access to its owner only
     try:
         os.replace(partial, final)
     except OSError:
@@ -173,7 +167,7 @@ def _make(config: WarmStartConfig, directory: Path, cache_dir: Path, progress: P
     model = build_reasoner(config.reasoner, tokenizer, config.seed)
     progress("problems", 0, 1, None)
     problems = stored_problems(task, "train", config.problems, cache_dir=cache_dir)
-    loss = _train(model, tokenizer, task, problems, config, progress)
+    loss = _train(model, _batches(tokenizer, task, problems, config), config, progress)
     progress("measuring", 0, 1, loss)
     probe = stored_problems(task, "probe", config.probe_problems, cache_dir=cache_dir)
     seen = evaluate(model, tokenizer, task, probe, max_new_tokens=config.max_new_tokens)
@@ -197,15 +191,8 @@ def _make(config: WarmStartConfig, directory: Path, cache_dir: Path, progress: P
     (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _train(
-    model: Any,
-    tokenizer: Any,
-    task: Task,
-    problems: list[Problem],
-    config: WarmStartConfig,
-    progress: Progress,
-) -> float:
-    """Train on fresh demonstrations; returns the mean loss of the last steps, nats per token."""
+def _train(model: Any, batches: Batches, config: WarmStartConfig, progress: Progress) -> float:
+    """Train on batches of demonstrations; return the last steps' mean loss, nats per token."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0
     )
@@ -217,15 +204,13 @@ def _train(
         return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, config.steps - warm_up)))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    batches = _batches(tokenizer, task, problems, config)
     model.train()
     average = 0.0
     progress("training", 0, config.steps, None)
     for step in range(config.steps):
         ids, labels = next(batches)
-        logits = model(ids[:, :-1], use_cache=False).logits
-        targets = labels[:, 1:]
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED)
+        logits = model(ids[:, :-1], use_cache=False).logits.flatten(0, 1)
+        loss = F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=_IGNORED)
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -240,11 +225,10 @@ def _train(
 
 def _batches(
     tokenizer: Any, task: Task, problems: list[Problem], config: WarmStartConfig
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Batches:
     """Endless batches of token ids and labels, (B, L) each; every pass has new demonstrations.
 
-    Sequences are padded on the right: with causal attention the padding is then never seen, and
-    no attention mask is needed. Labels cover completion and eos.
+    Padding is on the right, where causal attention needs no mask. Labels cover completion and eos.
     """
     rng = random.Random(f"warm start {config.seed}")
     vocabulary = tokenizer.get_vocab()

@@ -14,8 +14,6 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (CountdownTask, Chai
 __all__ = [
     "SPLITS",
     "TASKS",
-    "ChainSumTask",
-    "CountdownTask",
     "Problem",
     "Split",
     "Task",

@@ -77,12 +77,8 @@ def extract_answer(completion: str) -> str:
     '3*4=12'
     """
     text = completion.rpartition("</think>")[2]
-    opening = text.rfind("<answer>")
-    while opening >= 0:
-        tag = _ANSWER_TAG.match(text, opening)
-        if tag is not None:
-            return tag[1].strip()
-        opening = text.rfind("<answer>", 0, opening)
+    if tags := _ANSWER_TAG.findall(text):
+        return str(tags[-1]).strip()
     boxed = text.rfind("\\boxed{")
     if boxed >= 0:
         return _braced(text, boxed + len("\\boxed{")).strip()

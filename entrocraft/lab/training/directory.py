@@ -69,16 +69,10 @@ class RunDirectory:
             yield
 
     def check(self, config: TrainConfig, remedy: str = _OTHERWISE) -> None:
-        """Refuse to go on in a directory that holds the results of another config.
-
-        More steps than the run was made for are no other config: it goes on to them.
-
-        Args:
-            config: of the run that wants to go on.
-            remedy: what the error tells to do.
+        """Refuse a directory that holds the results of another config; more steps are no other.
 
         Raises:
-            ValueError: names the first key that differs, or what cannot be read.
+            ValueError: names the first key that differs, or what cannot be read, and the remedy.
         """
         if not (read_records(self.metrics) or self.last_checkpoint()):
             return
@@ -107,30 +101,23 @@ class RunDirectory:
 
     def claim(self, config: TrainConfig) -> None:
         """Write config.yaml; with `resume=false` move what an earlier run left into previous/."""
-        if not config.resume:
-            self._set_aside()
-        keys = config.as_dict() | {"command": shlex.join(["entrocraft", *sys.argv[1:]])}
-        write_atomically(self.config, yaml.safe_dump(keys, sort_keys=False))
-
-    def _set_aside(self) -> None:
         there = [self.path / name for name in _WRITTEN if (self.path / name).exists()]
-        if there:
+        if there and not config.resume:
             aside = self.path / "previous"
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
             for path in there:
                 path.rename(aside / path.name)
+        keys = config.as_dict() | {"command": shlex.join(["entrocraft", *sys.argv[1:]])}
+        write_atomically(self.config, yaml.safe_dump(keys, sort_keys=False))
 
     def last_checkpoint(self, below: int | None = None) -> str | None:
         """Last checkpoint that was written to its end, at a step below `below` if given."""
-        found = {}
-        for path in self.checkpoints.glob("checkpoint-*"):
-            number = path.name.rpartition("-")[2]
-            # the trainer writes its state last
-            if number.isdigit() and (path / "trainer_state.json").exists():
-                found[int(number)] = path
-        steps = [step for step in found if below is None or step < below]
-        return str(found[max(steps)]) if steps else None
+        # the trainer writes its state last
+        whole = self.checkpoints.glob("checkpoint-[0-9]*/trainer_state.json")
+        steps = [int(path.parent.name.rpartition("-")[2]) for path in whole]
+        last = max((step for step in steps if below is None or step < below), default=None)
+        return None if last is None else str(self.checkpoints / f"checkpoint-{last}")
 
     def finished(self, config: TrainConfig, remedy: str = _OTHERWISE) -> bool:
         """Whether this very config ran to its end here, with everything that it measures.

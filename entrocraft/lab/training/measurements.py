@@ -42,7 +42,7 @@ def measurements(
 
     def measure(step: int) -> dict[str, float]:
         policy = trainer.accelerator.unwrap_model(trainer.model), tokenizer, task
-        metrics = {}
+        metrics: dict[str, float] = {}
         if probe is not None and due(step, settings.probe_every):
             entropy = evaluate(*policy, probe, seed=_PROBE_SEED, **common).entropy
             metrics |= {"entropy/probe": entropy.value, "entropy/probe_stderr": entropy.stderr}

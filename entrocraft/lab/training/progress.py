@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -15,25 +16,27 @@ if TYPE_CHECKING:
 __all__ = ["CellsProgress", "Display", "RunProgress", "WarmStartProgress", "describe_record"]
 
 
+_SHOWN = {
+    "entropy/measured": "entropy {:.3f}",
+    "entropy/target": "target {:.3f}",
+    "reward": "reward {:.3f}",
+    "entropy/kept_fraction": "kept {:.0%}",
+}
+
+
 def describe_record(record: dict[str, Any]) -> str:
-    """One line of a record: entropy against target, reward, kept fraction.
+    """One line of a record: entropy, target, reward, kept fraction.
 
     >>> describe_record({"entropy/measured": 0.41, "entropy/target": 0.4, "reward": 0.3})
-    'entropy 0.410 (target 0.400)  reward 0.300'
+    'entropy 0.410  target 0.400  reward 0.300'
     """
-    parts = []
-    if "entropy/measured" in record:
-        text = f"entropy {record['entropy/measured']:.3f}"
-        if "entropy/target" in record:
-            text += f" (target {record['entropy/target']:.3f})"
-        parts.append(text)
-    if "reward" in record:
-        parts.append(f"reward {record['reward']:.3f}")
-    if "entropy/kept_fraction" in record:
-        parts.append(f"kept {record['entropy/kept_fraction']:.0%}")
-    if record.get("entropy/saturated"):
-        parts.append("saturated")
-    return "  ".join(parts)
+    parts = [text.format(record[key]) for key, text in _SHOWN.items() if key in record]
+    return "  ".join([*parts, "saturated"] if record.get("entropy/saturated") else parts)
+
+
+class _Numbers(bars.ProgressColumn):
+    def render(self, task: bars.Task) -> Text:
+        return Text(task.fields.get("numbers", ""))
 
 
 class Display:
@@ -46,7 +49,7 @@ class Display:
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=20),
             bars.MofNCompleteColumn(),
-            bars.TextColumn("{task.fields[numbers]}", markup=False),
+            _Numbers(),
             bars.TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -60,9 +63,6 @@ class Display:
 
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
-
-    def _add(self, title: str, total: int, visible: bool = True) -> bars.TaskID:
-        return self._progress.add_task(title, total=total, visible=visible, numbers="")
 
     def _every_tenth(self, done: int, text: str) -> None:
         """Print a line for every tenth of the work, where no bar is shown."""
@@ -82,7 +82,7 @@ class WarmStartProgress(Display):
     def __call__(self, stage: str, done: int, total: int, loss: float | None) -> None:
         """Show how far a stage is, and the loss in nats per token."""
         if self._task is None:  # a warm start from the cache shows nothing
-            self._task = self._add("warm start", total)
+            self._task = self._progress.add_task("warm start", total=total)
         title, numbers = f"warm start: {stage}", "" if loss is None else f"loss {loss:.3f}"
         self._progress.update(
             self._task, description=title, completed=done, total=total, numbers=numbers
@@ -98,7 +98,7 @@ class RunProgress(Display):
         super().__init__(console or Console(), steps)
         self.title = title
         self.steps = steps
-        self._task = self._add(f"[bold]{escape(title)}", steps)
+        self._task = self._progress.add_task(f"[bold]{escape(title)}", total=steps)
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Show one record."""
@@ -118,9 +118,10 @@ class CellsProgress(Display):
         self._steps = dict(cells)
         self._start = time.monotonic()
         self._done = {title: 0 for title, _ in cells}
-        self._all = self._add("[bold]all runs", self._steps_in_all)
+        self._all = self._progress.add_task("[bold]all runs", total=self._steps_in_all)
         self._tasks = {
-            title: self._add(escape(title), steps, visible=False) for title, steps in cells
+            title: self._progress.add_task(escape(title), total=steps, visible=False)
+            for title, steps in cells
         }
 
     def show(self, title: str, records: list[dict[str, Any]]) -> None:

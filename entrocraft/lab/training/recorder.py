@@ -33,8 +33,6 @@ _LOGGED = (
     "completions/clipped_ratio",
 )
 
-Listener = Callable[[dict[str, Any]], None]
-
 
 class Recorder(TrainerCallback):
     """Trainer callback that writes metrics.jsonl.
@@ -43,7 +41,7 @@ class Recorder(TrainerCallback):
         path: the metrics file; on resume, records from the checkpoint's step on are written anew.
         measure: step -> metrics of the policy at that step (probe, evaluation), or an empty dict.
         target: step -> target entropy in nats per token, or None while it is not known.
-        listeners: called with every record.
+        show: called with every record.
     """
 
     def __init__(
@@ -51,12 +49,12 @@ class Recorder(TrainerCallback):
         path: Path,
         measure: Callable[[int], dict[str, float]],
         target: Callable[[int], float | None],
-        listeners: list[Listener],
+        show: Callable[[dict[str, Any]], None],
     ) -> None:
         self.path = path
         self.measure = measure
         self.target = target
-        self.listeners = listeners
+        self.show = show
         self._measured: dict[str, float] = {}
         self._start = 0.0
 
@@ -67,8 +65,7 @@ class Recorder(TrainerCallback):
         self._start = time.perf_counter() - before
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         for record in kept:
-            for listener in self.listeners:
-                listener(record)
+            self.show(record)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the policy that is about to make this step's rollouts."""
@@ -99,5 +96,4 @@ class Recorder(TrainerCallback):
         record = {"step": step, "seconds": round(time.perf_counter() - self._start, 3), **finite}
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        for listener in self.listeners:
-            listener(record)
+        self.show(record)

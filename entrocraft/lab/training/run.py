@@ -44,9 +44,7 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     with directory.locked() if processes.is_main_process else nullcontext():
         with processes.main_process_first():
             finished = config.resume and directory.finished(config)
-            trainer_arguments(
-                config, processes.num_processes
-            )  # its errors come before a warm start
+            trainer_arguments(config, processes.num_processes)  # fails before a warm start
             path = prepare_model(config, console)
         if finished:
             console.print(
@@ -93,9 +91,9 @@ def _train(
         progress = RunProgress(config.title, config.steps, console)
         measure = measurements(config, trainer, tokenizer, task, chat)
         target = trainer.entropy_control.target
-        trainer.add_callback(Recorder(directory.metrics, measure, target, [progress]))
+        trainer.add_callback(Recorder(directory.metrics, measure, target, progress))
         directory.claim(config)
-        # below the end: from there only a step too many could be made
+        # a checkpoint at the end would be followed by one step too many
         checkpoint = directory.last_checkpoint(below=config.steps) if config.resume else None
     [checkpoint] = broadcast_object_list([checkpoint])
     with progress:

@@ -13,10 +13,9 @@ from transformers import PrinterCallback, ProgressCallback
 
 from entrocraft.lab.tasks import Problem, Task
 from entrocraft.lab.tasks.prompts import completion_text, trainer_prompt
-from entrocraft.lab.training.advantages import with_changed_advantages
 from entrocraft.lab.training.config import TrainConfig
 
-__all__ = ["build_trainer", "trainer_arguments"]
+__all__ = ["build_trainer", "trainer_arguments", "with_changed_advantages"]
 
 # options of TRL's config that are derived from keys of `TrainConfig`, and the key that sets them
 _OWNED = {
@@ -61,6 +60,9 @@ def trainer_arguments(config: TrainConfig, processes: int = 1) -> dict[str, Any]
             "update; choose a divisor"
         )
     accumulation = per_update // micro
+    # saved after whole rollout batches: the trainer cannot resume exactly inside one
+    cycle = config.updates * int(config.trainer.get("num_iterations", 1))
+    save_steps = -(-(config.save_every or config.steps) // cycle) * cycle
     cuda = torch.cuda.is_available()
     return {
         "output_dir": str(config.output / "checkpoints"),
@@ -80,7 +82,7 @@ def trainer_arguments(config: TrainConfig, processes: int = 1) -> dict[str, Any]
         "beta": 0.0,
         "logging_steps": 1,
         "save_strategy": "steps",
-        "save_steps": _whole_batches(config.save_every or config.steps, config),
+        "save_steps": save_steps,
         "save_total_limit": 2,
         "report_to": "none",
         "disable_tqdm": True,
@@ -148,7 +150,34 @@ def _check_options(config: TrainConfig) -> None:
             raise ValueError(f"trainer.{name} is no option of {config_class.__name__}{hint}")
 
 
-def _whole_batches(steps: int, config: TrainConfig) -> int:
-    """Round up to whole rollout batches; the trainer cannot resume exactly inside one."""
-    cycle = config.updates * int(config.trainer.get("num_iterations", 1))
-    return -(-steps // cycle) * cycle
+def with_changed_advantages(trainer_class: type, raw: bool, noise: float, seed: int) -> type:
+    """Return a subclass of the trainer whose advantages are raw rewards, or carry noise, or both.
+
+    Args:
+        trainer_class: `entrocraft.trl.GRPOTrainer` or `RLOOTrainer`.
+        raw: the rollouts' own rewards take the place of the estimator's advantages (REINFORCE
+            without a baseline).
+        noise: standard deviation of normal noise on every advantage.
+        seed: of the noise; it is drawn anew from the step, so that a resumed run sees the same.
+    """
+
+    class Changed(trainer_class):
+        """The trainer with changed advantages."""
+
+        def _decide_on(self, output: dict[str, Any]) -> None:
+            own = output["advantages"]
+            if own.ndim == 1:
+                start = self.accelerator.process_index * len(own)
+                mine = slice(start, start + len(own))
+                advantages = self._rollout_rewards[mine].nan_to_num().to(own) if raw else own
+                if noise:
+                    step = seed * 1_000_003 + self.state.global_step
+                    generator = torch.Generator().manual_seed(step)
+                    count = len(own) * self.accelerator.num_processes
+                    drawn = noise * torch.randn(count, generator=generator)
+                    advantages = advantages + drawn[mine].to(own)
+                output["advantages"] = advantages
+            super()._decide_on(output)
+
+    Changed.__name__ = Changed.__qualname__ = trainer_class.__name__
+    return Changed

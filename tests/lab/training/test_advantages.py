@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from entrocraft.lab.training.advantages import with_changed_advantages
 from entrocraft.lab.training.config import TrainConfig
+from entrocraft.lab.training.trainer import with_changed_advantages
 from tests.trl.runs import CONTROLLED, Recording, make_trainer
 
 
