@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrocraft.effects import LEVELS, _blocks, rollout_effects, token_statistics
+from entrocraft.effects import LEVELS, BatchMeans, rollout_effects, token_statistics
 from entrocraft.rollouts import RolloutStats
 
 
@@ -117,13 +117,17 @@ def test_a_slice_of_logits_is_read_in_place():
         (logits[::2, 1:], tokens[::2, 1:]),
         (logits, tokens),
     ):
-        storage = logits.untyped_storage().data_ptr()
-        blocks = list(_blocks(view))
-        assert all(block.untyped_storage().data_ptr() == storage for block in blocks)
-        assert sum(len(block) for block in blocks) == ids.numel()
+        storage, seen = logits.untyped_storage().data_ptr(), []
+
+        def project(part, seen=seen, storage=storage):
+            seen.append(len(part))
+            assert part.untyped_storage().data_ptr() == storage
+            return part
+
         expected = token_statistics(view.contiguous(), ids.contiguous())
-        for got, want in zip(token_statistics(view, ids), expected, strict=True):
+        for got, want in zip(token_statistics(view, ids, project=project), expected, strict=True):
             assert torch.equal(got, want)
+        assert sum(seen) == ids.numel()
 
 
 def test_no_tensor_of_all_logits_is_made(monkeypatch):
@@ -249,7 +253,6 @@ def test_rollout_effects_by_brute_force(level):
         "sign": [-np.ones_like(row) for row in logprobs],
         "sampled": [-(row - every.mean()) for row in logprobs],
         "logit": sensitivity,
-        "gradient": sensitivity,
     }[level]
     expected = [a * sum(row) / len(every) for a, row in zip(advantages, token, strict=True)]
     np.testing.assert_allclose(rollout_effects(stats, level), expected, rtol=1e-12, atol=1e-15)
@@ -271,8 +274,47 @@ def test_a_loss_that_averages_over_rollouts_first(level):
     for scale in (1.0, 17.0):
         weighed = replace(stats, token_weight=scale / stats.tokens)
         np.testing.assert_allclose(rollout_effects(weighed, level), expected, rtol=1e-12)
-    in_it = replace(stats, token_weight=1 / stats.tokens)
-    assert torch.equal(rollout_effects(in_it, "gradient"), rollout_effects(stats, "gradient"))
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_part_of_a_batch_is_judged_like_the_whole_with_the_wholes_means(level, weighed):
+    stats = batch()[0]
+    if weighed:
+        stats = replace(stats, token_weight=1 / stats.tokens)
+    whole, means = rollout_effects(stats, level), BatchMeans.of(stats)
+    for rows in ([0], [3, 1], [4, 2, 0]):
+        part = take(stats, rows)
+        np.testing.assert_allclose(rollout_effects(part, level, means), whole[rows], rtol=1e-12)
+    alone = rollout_effects(take(stats, [4, 2, 0]), level)
+    assert not np.allclose(alone, whole[[4, 2, 0]]), "the means must have been needed"
+
+
+def take(stats, rows):
+    columns = {name: value[rows] for name, value in vars(stats).items() if torch.is_tensor(value)}
+    return replace(stats, **columns)
+
+
+@pytest.mark.parametrize("level", ["sign", "sampled"])
+def test_advantages_that_differ_from_token_to_token(level):
+    stats, advantages, logprobs, _ = batch()
+    generator = np.random.default_rng(4)
+    own = [generator.normal(size=len(row)) for row in logprobs]
+    stats = replace(
+        stats,
+        advantages=torch.ones(5, dtype=torch.float64),
+        advantage_tokens=torch.tensor([row.sum() for row in own]),
+        advantage_logprob=torch.tensor(
+            [float(a @ row) for a, row in zip(own, logprobs, strict=True)], dtype=torch.float64
+        ),
+    )
+    every = np.concatenate(logprobs)
+    token = {
+        "sign": [-np.ones_like(row) for row in logprobs],
+        "sampled": [-(row - every.mean()) for row in logprobs],
+    }[level]
+    expected = [float(a @ row) / len(every) for a, row in zip(own, token, strict=True)]
+    np.testing.assert_allclose(rollout_effects(stats, level), expected, rtol=1e-12, atol=1e-15)
 
 
 def test_levels_that_cannot_be_served():
@@ -280,7 +322,5 @@ def test_levels_that_cannot_be_served():
     bare = RolloutStats(stats.advantages, stats.tokens, stats.logprob, stats.entropy)
     with pytest.raises(ValueError, match=r"'logit' needs RolloutBatch\.sensitivity .*'sampled'"):
         rollout_effects(bare, "logit")
-    with pytest.raises(ValueError, match=r"'gradient' needs .*gradient\.GradientEffect"):
-        rollout_effects(bare, "gradient")
     with pytest.raises(ValueError, match="unknown effect level 'hessian'; choose one of sign"):
         rollout_effects(stats, "hessian")

@@ -1,4 +1,4 @@
-"""The realized change: exact expectation on an enumerable policy, and its standard error."""
+"""The post-update change: exact expectation on an enumerable policy, and its standard error."""
 
 import itertools
 import math
@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from entrocraft.post_update import change_sums, post_update_change, untouched
+from entrocraft.method import Method
+from entrocraft.post_update import (
+    change_stats,
+    choose_prompts,
+    post_update_change,
+    report_change,
+)
+from tests.batches import controller, make_batch
 
 LENGTH, VOCABULARY = 3, 4
 
@@ -46,7 +53,7 @@ def sums_of(old, new, sequences):
         for tree in (old, new)
     )
     mask = torch.ones(len(sequences), LENGTH)
-    return change_sums(mask, before[0], after[0], before[1], after[1]), before[0].sum(1).exp()
+    return change_stats(mask, before[0], after[0], before[1], after[1]), before[0].sum(1).exp()
 
 
 def true_entropy(tree):
@@ -95,7 +102,7 @@ def test_prompts_that_differ_drop_out():
     generator = torch.Generator().manual_seed(0)
     before = torch.rand(32, 1, generator=generator).expand(32, 5)
     mask, logprobs = torch.ones(32, 5), torch.full((32, 5), -1.0)
-    stats = change_sums(mask, logprobs, logprobs, before, before + 0.01)
+    stats = change_stats(mask, logprobs, logprobs, before, before + 0.01)
     change, stderr = post_update_change(stats, torch.arange(32) // 4)
     assert change == pytest.approx(0.01)
     assert stderr < 1e-6
@@ -105,7 +112,7 @@ def test_padding_and_empty_rollouts_do_not_count():
     nothing = math.nan
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
     old = torch.tensor([[-1.0, -1.0, nothing], [-1.0, nothing, nothing], [nothing] * 3])
-    stats = change_sums(mask, old, old, -old, -2 * old)
+    stats = change_stats(mask, old, old, -old, -2 * old)
     change, stderr = post_update_change(stats)
     assert change == pytest.approx(1.0)
     assert math.isfinite(stderr)
@@ -116,18 +123,107 @@ def test_padding_and_empty_rollouts_do_not_count():
 
 def test_runaway_ratios_are_cut():
     mask, old = torch.ones(2, 3), torch.full((2, 3), -50.0)
-    stats = change_sums(mask, old, torch.zeros(2, 3), -old, -old)
+    stats = change_stats(mask, old, torch.zeros(2, 3), -old, -old)
     assert float(stats[:, 2].max()) == pytest.approx(1 + 2 * math.exp(2))
 
 
-def test_prompts_left_out_are_asked_if_there_are_enough():
+class Listening(Method):
+    """Writes down what it is told."""
+
+    def __init__(self, seed=0, remeasure=1.0):
+        super().__init__()
+        self.seed, self.remeasure, self.told = seed, remeasure, []
+
+    def post_update(self, change, stderr, trained=True):
+        self.told.append((change, stderr, trained))
+
+
+def moved(group, by):
+    """Statistics (B, 4) of rollouts of 5 tokens whose entropy has moved by this (B,)."""
+    mask, logprobs = torch.ones(len(group), 5), torch.full((len(group), 5), -1.0)
+    before = torch.full((len(group), 5), 0.5, dtype=torch.float64)
+    return change_stats(mask, logprobs, logprobs, before, before + by[:, None])
+
+
+# numbers of prompts are names
+@pytest.mark.parametrize("names", [range(10), [7, 3, 90, 11, 5, 40, 2, 1, 0, 66]])
+def test_prompts_left_out_are_measured_apart_if_there_are_enough(names):
+    prompt = torch.arange(40) // 4
+    group = torch.tensor(list(names))[prompt]
+    trained = torch.zeros(40)
+    trained[[0, 5, 9, 14]] = torch.tensor([1.0, -1.0, 0.5, -0.2])  # prompts 0 to 3
+    stats = moved(group, torch.where(prompt > 3, 0.01, 0.03))
+    method = Listening()
+    metrics = report_change(method, stats, trained, group)
+    assert [told[2] for told in method.told] == [False, True]
+    assert [told[0] for told in method.told] == pytest.approx([0.01, 0.03])
+    assert metrics["entropy/post_update_change"] == pytest.approx(0.01), "without the bias"
+    trained[16] = 1.0
+    method = Listening()
+    metrics = report_change(method, stats, trained, group)
+    assert method.told == [(pytest.approx(0.018), pytest.approx(method.told[0][1]), True)]
+    assert metrics == {
+        "entropy/post_update_change": method.told[0][0],
+        "entropy/post_update_change_stderr": method.told[0][1],
+    }
+
+
+def test_advantages_of_both_signs_do_not_make_a_prompt_left_out():
     group = torch.arange(40) // 4
-    advantages = torch.zeros(40)
-    advantages[[0, 5, 9, 14]] = torch.tensor([1.0, -1.0, 0.5, -0.2])  # prompts 0 to 3
-    assert torch.equal(untouched(advantages, group), group > 3)
-    advantages[16] = 1.0
-    assert untouched(advantages, group) is None
-    # numbers of prompts are names
-    names = torch.tensor([7, 3, 90, 11, 5, 40, 2, 1, 0, 66])[group]
-    advantages[16] = 0.0
-    assert torch.equal(untouched(advantages, names), group > 3)
+    trained = torch.tensor([1.0, -1.0, 0.0, 0.0] * 10)
+    method = Listening()
+    report_change(method, moved(group, torch.full((40,), 0.01)), trained, group)
+    assert [told[2] for told in method.told] == [True]
+
+
+def test_where_nothing_was_scored_nothing_is_told():
+    method, group = Listening(), torch.arange(8)
+    assert report_change(method, torch.zeros(8, 4), torch.zeros(8), group) == {}
+    assert method.told == []
+    # all that was left out has no token
+    stats = moved(group, torch.full((8,), 0.01))
+    stats[1:] = 0
+    metrics = report_change(method, stats, torch.eye(8)[0], group)
+    assert [told[2] for told in method.told] == [True]
+    assert list(metrics) == ["entropy/post_update_change"], "one prompt has no standard error"
+
+
+@pytest.mark.filterwarnings("ignore::entrocraft.EntropyControlWarning")
+def test_which_prompts_were_measured_matters_to_the_controller():
+    """A change on prompts trained on may be a bias; on prompts left out it is rather believed."""
+    believed = {}
+    for trained in (True, False):
+        steered = controller(0.8)
+        for step in range(30):
+            batch = make_batch(step, entropies=None)  # sampled tokens alone tell little
+            estimate = steered.decide(batch).metrics["entropy/estimate"]
+            steered.post_update(-0.001, 0.0001, trained=trained)
+        believed[trained] = estimate
+    assert believed[False] < believed[True] - 0.002
+
+
+# ---------------------------------------------------------------- which prompts
+
+
+@pytest.mark.parametrize(
+    ("share", "prompts", "count"), [(0.25, 16, 4), (0.25, 3, 1), (0.01, 9, 1), (0.5, 7, 4)]
+)
+def test_a_share_of_the_prompts_is_chosen_anew_at_every_step(share, prompts, count):
+    chosen = [tuple(choose_prompts(Listening(3, share), s, prompts).tolist()) for s in range(60)]
+    for rows in chosen:
+        assert len(rows) == count
+        assert list(rows) == sorted(set(rows))
+        assert 0 <= rows[0] <= rows[-1] < prompts
+    assert {row for rows in chosen for row in rows} == set(range(prompts))
+    again = [tuple(choose_prompts(Listening(3, share), s, prompts).tolist()) for s in range(60)]
+    assert chosen == again, "a resumed run makes the same choice"
+    other = [tuple(choose_prompts(Listening(4, share), s, prompts).tolist()) for s in range(60)]
+    elsewhere = [
+        tuple(choose_prompts(Listening(3, share), s, prompts, rank=1).tolist()) for s in range(60)
+    ]
+    assert chosen != other
+    assert chosen != elsewhere
+
+
+def test_all_prompts_are_all():
+    assert choose_prompts(Listening(), 5, 6).tolist() == list(range(6))

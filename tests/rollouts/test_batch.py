@@ -1,4 +1,4 @@
-"""Rollout batches: stats over the mask, the standard error, and what is refused."""
+"""Rollout batches: sums over the mask, the standard error, and what is refused."""
 
 import math
 import re
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from entrocraft import RolloutBatch
-from entrocraft.rollouts import RolloutStats
+from entrocraft.rollouts import RolloutStats, StepInfo
 
 
 def make(rows=6, width=5, seed=0, **changes) -> RolloutBatch:
@@ -62,6 +62,27 @@ def test_mask_may_be_of_any_type():
     for dtype in (torch.int64, torch.float32, torch.uint8):
         assert torch.equal(replace(batch, mask=batch.mask.to(dtype)).stats().entropy,
                            batch.stats().entropy)  # fmt: skip
+
+
+def test_a_batch_knows_its_place_in_the_run():
+    batch = make(step=7, optimizer_steps=2.5, momentum=0.3)
+    assert batch.step_info() == StepInfo(7, 2.5, 0.3)
+    assert make().step_info() == StepInfo(0, 1, None)
+
+
+def test_a_batch_without_a_response_token_has_no_entropy():
+    stats = make(mask=torch.zeros(6, 5)).stats()
+    for ask in (stats.mean_entropy, stats.entropy_stderr):
+        with pytest.raises(ValueError, match=re.escape("check the mask (true on response tokens)")):
+            ask()
+
+
+def test_active_rollouts_have_tokens_and_an_advantage():
+    mask = torch.ones(6, 5)
+    mask[1] = 0
+    advantages = torch.tensor([0.5, 0.5, 0.0, -0.5, -0.0, 1e-30], dtype=torch.float64)
+    stats = make(mask=mask, advantages=advantages, rewards=None).stats()
+    assert stats.active.tolist() == [True, False, False, True, False, True]
 
 
 def test_without_entropies_the_sampled_logprobs_estimate_them():
@@ -133,7 +154,6 @@ def test_stderr_of_one_cluster_is_unknown():
         ({"logprobs": torch.zeros(6, 4)}, "logprobs has shape (6, 4), expected (6, 5) ((B, T)"),
         ({"entropies": torch.zeros(5, 6)}, "entropies has shape (5, 6), expected (6, 5)"),
         ({"sensitivity": torch.zeros(6)}, "sensitivity has shape (6,), expected (6, 5)"),
-        ({"optimizer_steps": 0}, "optimizer_steps must be above 0, got 0"),
         ({"entropies": -torch.ones(6, 5)}, "never negative: pass -sum p log p"),
         ({"logprobs": torch.ones(6, 5)}, "never positive: pass log p"),
     ],
@@ -180,7 +200,7 @@ def rewarded(rewards, advantages, generations=4):
 @pytest.mark.parametrize("generations", [6, 8, 16])
 @pytest.mark.parametrize("reward", [0.1, 0.3, 0.7, 1 / 3, 12.3, 0.0, 1.0])
 @pytest.mark.parametrize("scaled", [True, False])
-def test_rounding_in_a_group_rewarded_alike_is_no_vote(generations, reward, scaled):
+def test_rounding_in_a_constant_reward_group_is_no_advantage(generations, reward, scaled):
     rewards = torch.full((3, generations), reward)
     rewards[0, ::2] += 1.0
     advantages = rewards - rewards.mean(1, keepdim=True)
@@ -197,7 +217,7 @@ def test_rounding_is_what_the_previous_test_is_about():
     assert 0 < float(noise.abs().max()) < 1e-3
 
 
-def test_real_advantages_of_a_group_rewarded_alike_stay():
+def test_real_advantages_of_a_constant_reward_group_stay():
     raw = [0.1, 0.1, 0.1, 0.1, 1.0, 1.0, 1.0, 1.0]
     assert rewarded(raw, raw).advantages.tolist() == raw
     less = [-0.3] * 4 + [0.6] * 4
@@ -206,7 +226,7 @@ def test_real_advantages_of_a_group_rewarded_alike_stay():
     assert make(advantages=torch.full((6,), 1e-5), rewards=None).stats().active.all()
 
 
-def test_groups_rewarded_alike():
+def test_constant_reward_groups():
     rewards = [1.0, 1.0, math.nan, 1.0, 0.0, 1.0, 0.0, 0.0, *[math.nan] * 4, *[0.3] * 3, 0.1 + 0.2]
     stats = rewarded(rewards, [0.5] * 16)
     assert stats.constant_reward.tolist() == [True] * 4 + [False] * 8 + [True] * 4
