@@ -11,8 +11,9 @@ percentile-bootstrap interval. One or two seeds have mean and range instead.
     >>> f"{ratio_interval([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]):.1f}"
     '2.0'
 
-With three or four seeds the bootstrap interval is the range of the seeds: a resample repeats the
-lowest of them often enough. From five seeds on it is narrower.
+The interquartile mean leaves out the lowest and the highest quarter, rounded down: none of three
+values, one at either end of four to seven. With three or four seeds the interval is their range,
+because a resample repeats the lowest of them often enough.
 """
 
 from __future__ import annotations
@@ -27,32 +28,25 @@ from typing import Any
 
 __all__ = ["ENOUGH", "NOTE", "Interval", "difference_interval", "interval", "ratio_interval"]
 
-ENOUGH = 3
-"""From this many values on there is an interval."""
-CUT = 0.25
-"""Share of the values left out at either end of the interquartile mean, rounded down."""
+ENOUGH = 3  # from this many values on there is an interval
+CUT = 0.25  # share left out at either end of the interquartile mean
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
-
 NOTE = (
-    "Over three or more seeds: interquartile mean and its 95 % bootstrap interval in brackets; "
-    "over two: mean and range."
+    "Three or more seeds: interquartile mean and its 95 % bootstrap interval [low, high]; two "
+    "seeds: mean and range."
 )
-"""The sentence that belongs below a table of these numbers."""
+
+Values = Sequence[float | None]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The center of one number over seeds, and its interval, in the number's own unit.
+    """The center of a number over ``n`` seeds and its interval, in the number's own unit.
 
-    ``format(interval, ".2f")`` writes "0.25 [0.10, 0.90]", of two values "0.25 (0.10 to 0.90)",
-    and the center alone when nothing else would be seen at that precision.
-
-    Attributes:
-        center: interquartile mean; of fewer than three values the mean.
-        low: lower end of the 95 % interval of the center; of fewer than three the lowest value.
-        high: the upper end, likewise.
-        n: number of values.
+    ``center`` is the interquartile mean, ``low`` and ``high`` its 95 % interval; of fewer than
+    three values they are mean and range. ``format(i, ".2f")`` writes "0.25 [0.10, 0.90]", of two
+    values "0.25 (0.10 to 0.90)", and the center alone when low and high read the same.
     """
 
     center: float
@@ -68,25 +62,16 @@ class Interval:
 
 
 def interval(values: Iterable[float | None]) -> Interval | None:
-    """Return the interquartile mean of some values and its 95 % bootstrap interval.
+    """Return the interquartile mean of one value per seed with its 95 % bootstrap interval.
 
-    The interquartile mean leaves out the lowest and the highest quarter, rounded down: none of
-    three values, one at either end of four to seven. The interval is the percentile bootstrap of
-    10,000 resamples from a fixed seed; the order of the values does not matter.
-
-    Args:
-        values: one per seed; None and non-finite ones are left out.
-
-    Returns:
-        The interval, with mean and range for fewer than three values; None without any value.
+    The order of the values does not matter, and the 10,000 resamples come from a fixed seed. None
+    and non-finite values are left out; without any other value the result is None.
     """
     found = tuple(sorted(x for x in values if _present(x)))
-    return _estimate((found,), lambda a: a, False) if found else None
+    return _estimate((found,), _itself, False) if found else None
 
 
-def ratio_interval(
-    a: Sequence[float | None], b: Sequence[float | None]
-) -> Interval | None:
+def ratio_interval(a: Values, b: Values) -> Interval | None:
     """Return the ratio of the interquartile means of ``a`` and ``b`` with its 95 % interval.
 
     Seeds are resampled as pairs when there are equally many, else each side by itself. With fewer
@@ -100,27 +85,23 @@ def ratio_interval(
     return _compare(a, b, operator.truediv)
 
 
-def difference_interval(
-    a: Sequence[float | None], b: Sequence[float | None]
-) -> Interval | None:
-    """Return the interquartile mean of ``a`` minus that of ``b`` with its 95 % interval.
-
-    Seeds are resampled as pairs when there are equally many, else each side by itself. With fewer
-    than three on a side, low and high are the range of the single differences.
-    """
+def difference_interval(a: Values, b: Values) -> Interval | None:
+    """Return the interquartile mean of ``a`` minus that of ``b``, resampled as in a ratio."""
     return _compare(a, b, operator.sub)
 
 
-def _compare(
-    a: Sequence[float | None], b: Sequence[float | None], combine: Callable[[Any, Any], Any]
-) -> Interval | None:
+def _compare(a: Values, b: Values, combine: Callable[[Any, Any], Any]) -> Interval | None:
     paired = len(a) == len(b)
     if paired:
-        pairs = [(x, y) for x, y in zip(a, b, strict=True) if _present(x) and _present(y)]
-        samples = tuple(zip(*pairs, strict=True)) if pairs else ((), ())
+        both = [pair for pair in zip(a, b, strict=True) if all(map(_present, pair))]
+        samples: Any = tuple(zip(*both, strict=True)) or ((), ())
     else:
-        samples = tuple(tuple(x for x in side if _present(x)) for side in (a, b))
+        samples = tuple(tuple(filter(_present, side)) for side in (a, b))
     return _estimate(samples, combine, paired) if all(samples) else None
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def _present(value: float | None) -> bool:
@@ -136,19 +117,16 @@ def _estimate(samples: tuple[tuple[float, ...], ...], combine: Any, paired: bool
         return combine(*(stats.trim_mean(side, CUT, axis=axis) for side in sides))
 
     n = min(map(len, samples))
+    singles = zip(*samples, strict=True) if paired else itertools.product(*samples)
+    ordered = sorted(combine(*single) for single in singles)
+    low, high = ordered[0], ordered[-1]
+    if low == high:
+        return Interval(float(low), float(low), float(low), n)
     center = float(statistic(*map(np.array, samples)))
-    single = [combine(*x) for x in (zip(*samples) if paired else itertools.product(*samples))]
-    low, high = min(single), max(single)
-    if n >= ENOUGH and low < high:
-        low, high = stats.bootstrap(
-            samples,
-            statistic,
-            n_resamples=RESAMPLES,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            paired=paired,
-            vectorized=True,
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-    # a mean of equal numbers can differ from them in the last digit
+    if n >= ENOUGH:
+        how: dict[str, Any] = {"method": "percentile", "confidence_level": CONFIDENCE}
+        how |= {"n_resamples": RESAMPLES, "rng": np.random.default_rng(0)}
+        made = stats.bootstrap(samples, statistic, paired=paired, vectorized=True, **how)
+        low, high = made.confidence_interval
+    # rounding can put the center of nearly equal values outside by one last digit
     return Interval(center, min(float(low), center), max(float(high), center), n)

@@ -1,335 +1,231 @@
-"""The three figures of a report: entropy, outcome, control."""
+"""The figures of a report: entropy and its target, reward, and what control did.
+
+Up to six methods share one pair of axes; more get a panel each. A line is the mean over the seeds,
+the band around it their range, a bar one standard error of a single run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
 
-from entrocraft.lab.report.curves import group_runs, saturated_spans
-from entrocraft.lab.report.grid import entropy_grid, group_color, is_crowded, reward_grid
-from entrocraft.lab.report.marks import (
-    CROWD,
-    MEASURED,
-    SMOOTHING,
-    Look,
-    add_legend,
-    draw_noisy,
-    label_curves,
-    line,
-    points,
-    say_if_empty,
-    smooth,
-)
-from entrocraft.lab.report.matrix import control_grid
-from entrocraft.lab.report.runs import Run
-from entrocraft.lab.report.style import (
-    BLUE,
-    GREEN,
-    INK,
-    NARROW,
-    PALETTE,
-    PAPER,
-    SHADE,
-    SKY,
-    SOFT,
-    VERMILION,
-    WIDE,
-    label_steps,
-    panels,
-    style,
-)
+from entrocraft.lab.report import style
+from entrocraft.lab.report.runs import Run, grouped
+from entrocraft.lab.report.summary import pass_ks
 
-SAME_TARGET = 0.02
-"""Targets that differ by at most this many nats are drawn as one line with its range."""
-
-REALISED = "entropy/post_update_change"
-
-CONTROL_KEYS = (
-    "entropy/kept_fraction",
-    "entropy/reachable_up",
-    "entropy/reachable_down",
-    "entropy/pressure",
-)
+TOGETHER = 6  # methods on one pair of axes
+SMOOTHING = 11  # steps of the running mean over quantities of single batches
+SAME_TARGET = 0.02  # nats per token; targets no further apart are drawn as one line
+BATCH, PROBE, TARGET = "entropy/measured", "entropy/probe", "entropy/target"
+ENTROPY, KEPT = "Entropy (nats per token)", "Rollouts kept (share)"
+_CONTROL = {
+    KEPT: ("entropy/kept_fraction",),
+    "Pressure (above 0: asks for more entropy, 0: plain RL)": ("entropy/pressure",),
+    "Entropy change within reach (nats)": ("entropy/reachable_up", "entropy/reachable_down"),
+    "Steps saturated (share; all that rejection can do is in use)": ("entropy/saturated",),
+}
 
 
-def entropy_figure(runs: Sequence[Run], width: float = WIDE) -> Figure:
-    """Draw entropy (nats per token) against the target, the picture that says if control worked.
-
-    One run: target, band, single batches, the filter's estimate, and the probe with error bars of
-    one standard error. Several runs: one color per name (seeds share it), the probe joined by a
-    line, the target once if the runs share it. More than six names: a panel for each.
-
-    Args:
-        runs: at least one run.
-        width: inches; below 6 the figure is laid out for a phone.
-    """
-    runs = _at_least_one(runs)
-    if is_crowded(runs):
-        return entropy_grid(runs, width)
-    with style():
-        narrow = width < 6
-        figure, (axis,) = panels(width, [3.9 if narrow else 4.2])
-        looks = group_looks(runs)
-        handles: dict[str, Any] = {}
-        _draw_targets(axis, runs, looks, handles)
+def entropy_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure:
+    """Draw entropy (nats per token) against its target; below 6 inches of width for a phone."""
+    groups = grouped(runs)
+    looks = looks_of(groups)
+    with style.style():
+        if len(groups) > TOGETHER:
+            return _panels(groups, PROBE, f"{ENTROPY}; dashed: target, dotted: not steered", width)
+        figure, [axis] = _stacked([ENTROPY], width, 4.2)
         if len(runs) == 1:
-            _draw_single_entropy(axis, runs[0], handles)
-        else:
-            for run in runs:
-                _draw_one_of_several(axis, run, looks[run.group], len(runs), handles)
-        axis.set_title("Entropy (nats per token)")
-        _entropy_limits(axis, runs)
-        label_steps([axis])
-        several = len(runs) > 1
-        if several and not narrow:
-            label_curves(axis, runs, looks)
-        add_legend(figure, looks if several and narrow else {}, handles, narrow)
-        return figure
+            _draw_single_entropy(axis, runs[0])
+        for name, members in groups.items() if len(runs) > 1 else ():
+            _draw(axis, members, _entropy_key(members), name, **looks[name])
+        _draw_targets(axis, groups, looks)
+        return _finish(figure)
 
 
-def reward_figure(runs: Sequence[Run], width: float = WIDE) -> Figure:
-    """Draw the reward of the training batches and pass@k on the evaluation prompts.
-
-    pass@1 has filled markers, the largest k open ones; error bars are one standard error. More than
-    six names: a panel for the reward of each, and the last evaluation of all of them below.
-    """
-    runs = _at_least_one(runs)
-    if is_crowded(runs):
-        return reward_grid(runs, width)
-    with style():
-        narrow = width < 6
-        figure, (reward, passes) = (
-            panels(width, [2.7, 2.7]) if narrow else panels(width, [3.2], columns=2)
-        )
-        looks = group_looks(runs)
-        handles: dict[str, Any] = {}
-        for run in runs:
-            look = looks[run.group]
-            draw_noisy(reward, run, "reward", look, len(runs))
-            for k in dict.fromkeys([*run.ks[:1], *run.ks[-1:]]):
-                _draw_pass_at(passes, run, k, look, len(runs), handles)
-        reward.set_title(f"Reward (running mean of {SMOOTHING} steps)")
-        passes.set_title("Share of evaluation problems solved")
-        passes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        say_if_empty(reward, "no reward logged")
-        say_if_empty(passes, "no evaluation logged")
-        label_steps([passes] if narrow else [reward, passes])
-        add_legend(figure, looks if len(runs) > 1 else {}, handles, narrow)
-        return figure
+def reward_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure:
+    """Draw the reward of the training batches and, up to six methods, pass@1 and the largest k."""
+    groups, title = grouped(runs), f"Training reward (running mean of {SMOOTHING} steps)"
+    with style.style():
+        if len(groups) > TOGETHER:
+            return _panels(groups, "reward", title, width)
+        ks = sorted({k for run in runs for k in pass_ks(run)})
+        shown = {f"pass@{k} on held-out problems": (f"eval/pass@{k}",) for k in (*ks[:1], *ks[-1:])}
+        return _curves(groups, {title: ("reward",), **shown}, looks_of(groups), width, 3.2, True)
 
 
-def control_figure(runs: Sequence[Run], width: float = WIDE) -> Figure | None:
-    """Draw what the controller did: kept fraction, authority (nats per batch) and pressure.
-
-    One run that measured them also shows predicted and realized changes (nats). Steps on which it
-    was saturated are shaded for one run, and marked in a row per run for several. More than six
-    names among ``runs``: a row of panels for each that was steered.
-
-    Returns:
-        The figure, or None when none of the runs was controlled and logged any of it.
-    """
-    looks = group_looks(_at_least_one(runs))
-    among_others, crowded = len(runs) > 1, is_crowded(runs)
-    runs = [run for run in runs if run.controlled and run.has(*CONTROL_KEYS)]
-    if not runs:
-        return None
-    if crowded:
-        return control_grid(runs, width)
-    looks = {name: look for name, look in looks.items() if name in {run.group for run in runs}}
-    with style():
-        narrow = width < 6
-        several = len(runs) > 1
-        changes = not several and runs[0].has(REALISED)
-        extra = [0.55 + 0.14 * len(runs)] if several else [1.7] if changes else []
-        figure, axes = panels(width, [1.7, 2.0, 1.7, *extra])
-        kept, authority, pressure = axes[:3]
-        handles: dict[str, Any] = {}
-        for run in runs:
-            look = looks[run.group]
-            draw_noisy(kept, run, "entropy/kept_fraction", look, len(runs))
-            draw_noisy(pressure, run, "entropy/pressure", look, len(runs))
-            _draw_authority(authority, run, look, several, handles)
-        if several:
-            _draw_saturation_rows(axes[3], runs, looks)
-        else:
-            if changes:
-                _draw_changes(axes[3], runs[0], handles)
-            _shade_saturation(axes, runs[0], handles)
-        kept.set_title("Rollouts kept")
-        kept.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        kept.set_ylim(top=max(1.02, kept.get_ylim()[1]) if kept.lines else None)
-        authority.set_title("Entropy change within reach (nats per batch)")
-        pressure.set_title("Pressure (above zero: more entropy wanted)")
-        for axis in (kept, authority, pressure):
-            say_if_empty(axis, "not logged")
-        for axis in (authority, pressure):
-            axis.axhline(0, color=SHADE, linewidth=0.8, zorder=0.5)
-        label_steps(axes[-1:])
-        add_legend(figure, looks if among_others else {}, handles, narrow)
-        return figure
-
-
-def _at_least_one(runs: Sequence[Run]) -> list[Run]:
-    if not runs:
-        raise ValueError("no runs to draw; give at least one, as load_run returns it")
-    return list(runs)
-
-
-def group_looks(runs: Sequence[Run]) -> dict[str, Look]:
-    """Return group -> its color; of many groups the steered ones share one, the rest another."""
-    groups = group_runs(runs)
-    if is_crowded(runs):
-        return {name: {"color": group_color(members)} for name, members in groups.items()}
-    return {name: {"color": color} for name, color in zip(groups, PALETTE, strict=False)}
-
-
-# Entropy ------------------------------------------------------------------------------------
-
-
-def _draw_single_entropy(axis: Axes, run: Run, handles: dict[str, Any]) -> None:
-    low, high = run.column("entropy/low"), run.column("entropy/high")
-    both = np.isfinite(low) & np.isfinite(high)
-    if run.controlled and both.any():
-        axis.fill_between(run.steps[both], low[both], high[both], color=SHADE, alpha=0.3, lw=0)
-        handles["band"] = Patch(color=SHADE, alpha=0.3, lw=0)
-    if run.has(MEASURED):
-        handles["training batch"] = line(axis, run, MEASURED, color=SKY, alpha=0.55, lw=0.8)
-    if run.has("entropy/estimate"):
-        handles["estimate"] = line(axis, run, "entropy/estimate", color=BLUE, alpha=0.8, lw=1.5)
-    if run.has("entropy/probe"):
-        handles["probe ± standard error"] = points(
-            axis, run, "entropy/probe", color=VERMILION, linestyle="none", markersize=4.8
-        )
-
-
-def _draw_one_of_several(
-    axis: Axes, run: Run, look: Look, crowd: int, handles: dict[str, Any]
-) -> None:
-    if run.has("entropy/probe"):
-        if crowd <= CROWD and run.has(MEASURED):
-            line(axis, run, MEASURED, **look, alpha=0.3, lw=0.6)
-            handles["training batch"] = Line2D([], [], color=SOFT, alpha=0.45, lw=0.7)
-        width, size = (1.3, 4.5) if crowd <= CROWD else (1.0, 3.0)
-        points(axis, run, "entropy/probe", **look, lw=width, markersize=size)
-        handles["probe ± standard error"] = Line2D(
-            [], [], color=SOFT, marker="o", markersize=size, lw=width
-        )
-    else:
-        draw_noisy(axis, run, MEASURED, look, crowd)
-        handles[f"training batches (running mean of {SMOOTHING})"] = Line2D(
-            [], [], color=SOFT, lw=1.5
-        )
-
-
-def _draw_targets(
-    axis: Axes, runs: Sequence[Run], looks: dict[str, Look], handles: dict[str, Any]
-) -> None:
-    """Draw one line for targets that agree, else one per run in the run's color."""
-    steered = [run for run in runs if run.controlled and run.has("entropy/target")]
-    label = "target" if steered else "schedule (for reference, not applied)"
-    shown = steered or [run for run in runs if run.has("entropy/target")]
+def control_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure | None:
+    """Draw the cost and the effort of control, None when no run steered entropy and logged any."""
+    looks = looks_of(grouped(runs))
+    groups = grouped([run for run in runs if run.controlled])
+    steered = [run for members in groups.values() for run in members]
+    shown = {
+        t: keys for t, keys in _CONTROL.items() if any(r.has(k) for k in keys for r in steered)
+    }
     if not shown:
+        return None
+    with style.style():
+        if len(groups) > TOGETHER:
+            return _panels(groups, _CONTROL[KEPT][0], KEPT, width)
+        return _curves(groups, shown, looks, width, 1.7)
+
+
+def looks_of(groups: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
+    """Return group -> ``color`` and ``linestyle`` in a report; a lone group has its rule's color."""
+    if len(groups) == 1:
+        return {name: {"color": style.color_of(r[0].rule or "plain")} for name, r in groups.items()}
+    return style.looks_of(groups)
+
+
+def curve(runs: Sequence[Run], key: str, smoothed: bool = False) -> pd.DataFrame | None:
+    """Return ``mean``, ``min`` and ``max`` of ``key`` over some seeds by step, None without any.
+
+    Seeds that logged at different steps are interpolated between their own, never beyond them.
+    """
+    seeds = [run.column(key).dropna() for run in runs if run.has(key)]
+    if smoothed:
+        seeds = [seed.rolling(SMOOTHING, center=True, min_periods=1).mean() for seed in seeds]
+    if not seeds:
+        return None
+    table = pd.concat(seeds, axis=1, keys=range(len(seeds))).sort_index()
+    table = table.interpolate(method="index", limit_area="inside").dropna(how="all")
+    return table.agg(["mean", "min", "max"], axis=1)
+
+
+def _curves(
+    groups: Mapping[str, list[Run]],
+    shown: Mapping[str, Sequence[str]],
+    looks: Mapping[str, dict[str, Any]],
+    width: float,
+    height: float,
+    beside: bool = False,
+) -> Figure:
+    """Draw axes with title -> keys, a curve of each key for every group."""
+    figure, axes = _stacked(list(shown), width, height, beside)
+    for axis, keys in zip(axes, shown.values(), strict=True):
+        for name, runs in groups.items():
+            for key in keys:
+                _draw(axis, runs, key, name if len(looks) > 1 else None, **looks[name])
+                if len(looks) == len(runs) == 1 and key.partition("/")[0] != "eval":
+                    axis.plot(*runs[0].points(key), color=looks[name]["color"], alpha=0.3, lw=0.7)
+    return _finish(figure)
+
+
+def _draw(axis: Axes, runs: Sequence[Run], key: str, label: str | None, **look: Any) -> None:
+    is_measured = key == PROBE or key.startswith("eval/")
+    found = curve(runs, key, smoothed=not is_measured)
+    if found is None:
         return
-    zorder = 2.6 if len(runs) == 1 else 3.5  # above the lines of several runs that sit on it
-    dashed: Look = {"lw": 1.6, "linestyle": (0, (4, 2)), "zorder": zorder}
-    if not steered:
-        dashed = {"lw": 1.4, "linestyle": (0, (1, 2)), "zorder": zorder}
-    steps = np.unique(np.concatenate([run.points("entropy/target")[0] for run in shown]))
-    targets = np.full((len(shown), len(steps)), np.nan)
-    for row, run in zip(targets, shown, strict=True):
-        logged_at = run.points("entropy/target")[0]
-        inside = (steps >= logged_at[0]) & (steps <= logged_at[-1])
-        row[inside] = run.target_at(steps[inside])
-    low, high = np.nanmin(targets, axis=0), np.nanmax(targets, axis=0)
-    if (high - low).max() <= SAME_TARGET:
-        if (high - low).max() > 0:
-            axis.fill_between(steps, low, high, color=SOFT, alpha=0.25, lw=0, zorder=2.5)
-        (handles[label],) = axis.plot(steps, np.nanmean(targets, axis=0), color=INK, **dashed)
+    mark = {"marker": "o", "markersize": 5, "markeredgecolor": style.PAPER} if is_measured else {}
+    axis.plot(found.index, found["mean"], label=label, **{"lw": 1.6, **mark, **look})
+    if len(runs) > 1:
+        band: dict[str, Any] = {"color": look["color"], "alpha": 0.18, "lw": 0}
+        axis.fill_between(found.index, found["min"], found["max"], **band)
+    elif is_measured:
+        bars = runs[0].column(f"{key}_stderr")[found.index].fillna(0.0)
+        axis.errorbar(found.index, found["mean"], bars, fmt="none", ecolor=look["color"], lw=1.1)
+
+
+def _draw_single_entropy(axis: Axes, run: Run) -> None:
+    low, high = run.column("entropy/low"), run.column("entropy/high")
+    if run.controlled and low.notna().any():
+        look: dict[str, Any] = {"color": style.SHADE, "alpha": 0.3, "lw": 0, "label": "band"}
+        axis.fill_between(run.frame.index, low, high, **look)
+    for key, label, color, lw in (
+        (BATCH, "training batches", style.SKY, 0.8),
+        ("entropy/estimate", "controller's estimate", style.BLUE, 1.5),
+    ):
+        if run.has(key):
+            axis.plot(*run.points(key), label=label, color=color, lw=lw, alpha=0.8)
+    look = {"color": style.VERMILION, "linestyle": "none"}
+    _draw(axis, [run], PROBE, "probe: fixed held-out problems", **look)
+
+
+def _draw_targets(axis: Axes, groups: Mapping[str, list[Run]], looks: Mapping[str, Any]) -> None:
+    """Draw one target if all agree, else one for each group; a dotted schedule if none steered."""
+    steered = any(run.controlled and run.has(TARGET) for runs in groups.values() for run in runs)
+    label, dash = ("target", (4, 2)) if steered else ("schedule, for reference only", (1, 2))
+    found = {}
+    for name, runs in groups.items():
+        target = curve([run for run in runs if run.controlled or not steered], TARGET)
+        found |= {} if target is None else {name: target["mean"]}
+    if not found:
         return
-    for run in shown:
-        line(axis, run, "entropy/target", **{**dashed, **{"color": looks[run.group]["color"]}})
-    handles[f"{label} of each run"] = Line2D([], [], color=SOFT, **dashed)
+    table = pd.DataFrame(found).sort_index().interpolate(method="index", limit_area="inside")
+    if np.nanmax(table.max(axis=1) - table.min(axis=1)) <= SAME_TARGET:
+        table = table.mean(axis=1).to_frame("")
+    for name in table:
+        look: dict[str, Any] = {"color": looks[name]["color"] if name else style.INK, "lw": 1.5}
+        text = f"{label} {name}".strip()
+        axis.plot(table.index, table[name], label=text, linestyle=(0, dash), zorder=2.6, **look)
 
 
-def _entropy_limits(axis: Axes, runs: Sequence[Run]) -> None:
-    """Fit everything but the few wildest batches; start at zero when that costs little."""
-    seen = [np.percentile(v, [0.5, 99.5]) for r in runs if len(v := r.points(MEASURED)[1])]
-    for run in runs:
-        keys = ("entropy/target", "entropy/probe", "entropy/low", "entropy/high")
-        seen += [v for key in keys if len(v := run.points(key)[1])]
-    if not seen:
-        say_if_empty(axis, "no entropy logged")
-        return
-    low, high = (float(f(np.concatenate(seen))) for f in (np.min, np.max))
-    room = 0.06 * (high - low) or 0.05
-    axis.set_ylim(0 if 0 <= low < 0.4 * high else low - room, high + room)
+def _panels(groups: Mapping[str, list[Run]], key: str, title: str, width: float) -> Figure:
+    """Draw one key in a panel for each method, all on the same axes."""
+    columns = 5 if width >= 6 else 2
+    rows = -(-len(groups) // columns)
+    figure = style.empty_figure(width, 1.35 * rows + 0.7)
+    axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    keys = {name: _entropy_key(runs) if key == PROBE else key for name, runs in groups.items()}
+    curves = {name: curve(runs, keys[name], keys[name] != PROBE) for name, runs in groups.items()}
+    tops = {name: float(c["max"].max()) for name, c in curves.items() if c is not None}
+    limit = 2 * float(
+        np.median([*tops.values()] or [0])
+    )  # one that explodes leaves the others room
+    for axis, (name, runs) in zip(axes, groups.items(), strict=False):
+        _draw(axis, runs, keys[name], None, color=style.color_of(name), markersize=0)
+        axis.set_title(name if len(name) < 24 else name[:23] + "…", fontsize=8.5, pad=3)
+        if key == PROBE and (target := curve(runs, TARGET)) is not None:
+            dash = (0, (4, 2) if runs[0].controlled else (1, 2))
+            axis.plot(target.index, target["mean"], color=style.INK, lw=1.1, linestyle=dash)
+        if tops.get(name, 0) > limit:
+            look: dict[str, Any] = {"transform": axis.transAxes, "ha": "right", "va": "top"}
+            axis.text(1, 1, f"↑ to {tops[name]:.1f}", **look)
+    if max(tops.values(), default=0) > limit > 0:
+        axes[0].set_ylim(top=limit)
+    for axis in axes[len(groups) :]:
+        axis.set_visible(False)
+    for axis in axes[len(groups) - columns : len(groups)]:
+        axis.tick_params(labelbottom=True)
+        style.label_steps([axis])
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+    return figure
 
 
-# Outcome and control ------------------------------------------------------------------------
+def _entropy_key(runs: Sequence[Run]) -> str:
+    return PROBE if any(run.has(PROBE) for run in runs) else BATCH
 
 
-def _draw_pass_at(
-    axis: Axes, run: Run, k: int, look: Look, crowd: int, handles: dict[str, Any]
-) -> None:
-    width, size = (1.4, 4.5) if crowd <= CROWD else (1.0, 3.2)
-    shape: Look = {"lw": width, "markersize": size}
-    if k > 1:
-        shape |= {"markerfacecolor": PAPER, "markeredgewidth": width - 0.2}
-    points(axis, run, f"eval/pass@{k}", **look, **shape, stderr_alpha=0.5)
-    handles[f"pass@{k}"] = Line2D([], [], color=SOFT, marker="o", **shape)
+def _stacked(
+    titles: Sequence[str], width: float, height: float, beside: bool = False
+) -> tuple[Figure, list[Axes]]:
+    rows, columns = (1, len(titles)) if beside and width >= 6 else (len(titles), 1)
+    figure = style.empty_figure(width, height * rows + 0.5 * (rows > 1))
+    axes = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title)
+    return figure, axes
 
 
-def _draw_authority(
-    axis: Axes, run: Run, look: Look, several: bool, handles: dict[str, Any]
-) -> None:
-    up, down = run.column("entropy/reachable_up"), run.column("entropy/reachable_down")
-    both = np.isfinite(up) & np.isfinite(down)
-    if several:
-        for column in (up, down):
-            logged = np.isfinite(column)
-            axis.plot(run.steps[logged], smooth(column[logged]), **look, lw=1.2)
-        return
-    if both.any():
-        axis.fill_between(run.steps[both], down[both], up[both], color=GREEN, alpha=0.2, lw=0)
-        for column in (up, down):
-            axis.plot(run.steps[both], column[both], color=GREEN, lw=0.7, alpha=0.7)
-        handles["within reach"] = Patch(facecolor=GREEN, alpha=0.3, lw=0)
-    if run.has("entropy/chosen_change"):
-        handles["change that was chosen"] = line(
-            axis, run, "entropy/chosen_change", color=INK, lw=1.0
-        )
-
-
-def _draw_changes(axis: Axes, run: Run, handles: dict[str, Any]) -> None:
-    axis.set_title("Change until the next batch (nats)")
-    axis.axhline(0, color=SHADE, linewidth=0.8, zorder=0.5)
-    handles["realized change, one standard error"] = points(
-        axis, run, REALISED, color=SKY, markersize=2.5, stderr_alpha=0.35, linestyle="none"
-    )
-    handles["predicted change"] = line(axis, run, "entropy/predicted_change", color=BLUE, lw=1.3)
-
-
-def _shade_saturation(axes: Sequence[Axes], run: Run, handles: dict[str, Any]) -> None:
-    for start, end in saturated_spans(run):
-        for axis in axes:
-            axis.axvspan(start, end, color=VERMILION, alpha=0.16, lw=0, zorder=0.1)
-        handles["saturated"] = Patch(facecolor=VERMILION, alpha=0.25, lw=0)
-
-
-def _draw_saturation_rows(axis: Axes, runs: Sequence[Run], looks: dict[str, Look]) -> None:
-    axis.set_title("Saturated steps, one row per run")
-    for row, run in enumerate(runs):
-        spans = [(start, end - start) for start, end in saturated_spans(run)]
-        axis.broken_barh(spans, (row - 0.36, 0.72), color=looks[run.group]["color"], lw=0)
-    axis.set_ylim(len(runs) - 0.4, -0.6)
-    axis.set_yticks(range(len(runs)), [""] * len(runs))
-
-
-__all__ = ["NARROW", "WIDE", "control_figure", "entropy_figure", "group_looks", "reward_figure"]
+def _finish(figure: Figure) -> Figure:
+    """Add the legend above all axes, the step axis below, and say where there is nothing."""
+    handles: dict[str, Any] = {}
+    for axis in figure.axes:
+        if not axis.has_data():
+            axis.text(0.5, 0.5, "not logged", transform=axis.transAxes, ha="center")
+            axis.set_yticks([])
+        handles |= {label: h for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    style.label_steps(a for a in figure.axes if a.get_subplotspec().is_last_row())
+    if handles:
+        columns = 5 if figure.get_figwidth() >= 6 else 2
+        look: dict[str, Any] = {"loc": "outside upper left", "ncols": min(len(handles), columns)}
+        legend = figure.legend(list(handles.values()), ["x"] * len(handles), **look)
+        for text, label in zip(legend.get_texts(), handles, strict=True):
+            text.set_text(
+                label if len(label) < 33 else label[:32] + "…"
+            )  # "_" would hide it before
+    return figure

@@ -1,50 +1,97 @@
-"""The table of numbers for the terminal."""
+"""The numbers of several runs side by side: one row per method, over its seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from entrocraft.lab.report.groups import Cell, table_header, table_notes, table_rows
+from entrocraft.lab.report.runs import grouped
 from entrocraft.lab.report.summary import Summary
+from entrocraft.lab.statistics import NOTE, Interval, interval
+
+_NUMBERS = ("entropy_start", "entropy_end", "tracking_error", "final_reward")
+_NUMBERS += ("kept_fraction", "saturated_share", "seconds")
+_NOT_STEERED = "* not steered: distance from a schedule that is drawn for reference only"
+
+
+def group_table(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """Return the numbers of every method as data, ready for JSON: one mapping per group.
+
+    Keys: ``group``, ``seeds`` (those that are named), ``runs`` (how many), ``steered``, and one
+    mapping ``center``, ``low``, ``high``, ``n`` (see `entrocraft.lab.statistics.Interval`), or None
+    where nothing was logged, for ``entropy_start``, ``entropy_end`` and ``tracking_error`` (nats
+    per token), ``final_reward``, ``kept_fraction`` and ``saturated_share`` (0 to 1), ``seconds``
+    (wall time of a run), and every ``pass@k`` at the last and ``pass@k_start`` at the first
+    evaluation.
+    """
+    rows, keys = [], dict.fromkeys(key for s in summaries for key in s.pass_at)
+    for name, runs in grouped(summaries).items():
+        numbers = {key: interval(getattr(s, key) for s in runs) for key in _NUMBERS}
+        for key in keys:
+            at = [s.pass_at[key] for s in runs if key in s.pass_at]
+            numbers |= {key: interval(x.last for x in at)}
+            numbers |= {f"{key}_start": interval(x.first for x in at)}
+        row: dict[str, Any] = {"group": name, "runs": len(runs)}
+        row["seeds"] = sorted({s.seed for s in runs if s.seed is not None})
+        row["steered"] = all(s.controlled for s in runs)
+        rows.append(row | {key: number and asdict(number) for key, number in numbers.items()})
+    return rows
 
 
 def render_table(summaries: Sequence[Summary]) -> Table:
-    """Return a table with one row per run, or per group of seeds.
-
-    From three seeds on a group shows the interquartile mean and its 95 % interval, with two the
-    mean and the range.
-
-    Columns: run, tracking error (nats per token), final reward, pass@1 and the largest pass@k
-    from the first to the last evaluation, kept share of rollouts, saturated share of steps, mean
-    wall time of a run.
-    Print it with ``rich.console.Console().print(table)``.
-    """
-    rows = table_rows(summaries)
-    table = Table(
-        caption="\n".join(table_notes(rows)) or None,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,  # eight columns fit into 80 letters without lines between them
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("run", overflow="fold")
-    for title in table_header(summaries):
-        table.add_column(title, justify="right")
+    """Return the table for a terminal; print it with ``rich.console.Console().print(table)``."""
+    header, rows, notes = text_table(summaries)
+    layout: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
+    layout |= {"caption": "\n".join(notes) or None, "caption_justify": "left"}
+    table = Table(padding=(0, 1, 0, 0), **layout)
+    for i, title in enumerate(header):
+        table.add_column(title, justify="right" if i else "left", overflow="fold")
     for row in rows:
-        name = Text(row.name)  # Text, not str: square brackets in a name are not rich markup
-        if row.runs > 1:
-            name.append(f"\n{row.runs} seeds", style="dim")
-        table.add_row(name, *map(_text, row.cells))
+        # Text, not str: square brackets in a name are not rich markup
+        table.add_row(*(Text("\n".join(filter(None, cell))) for cell in row))
     return table
 
 
-def _text(cell: Cell) -> Text:
-    text = Text(cell.value)
-    if cell.range:
-        text.append(f"\n{cell.range}", style="dim")
-    return text
+Cell = tuple[str, str]
+
+
+def text_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[Cell]], list[str]]:
+    """Return (header, rows, notes) of the table; a cell is a number and what belongs below it.
+
+    Columns without a number in any row are left out.
+    """
+    rows = group_table(summaries)
+    ks = sorted({int(key[5:]) for s in summaries for key in s.pass_at})
+    columns = {
+        "entropy (nats)": ("entropy_end", ".2f", "entropy_start"),
+        "tracking error": ("tracking_error", ".3f", ""),
+        "final reward": ("final_reward", ".2f", ""),
+        **{f"pass@{k}": (f"pass@{k}", ".2f", f"pass@{k}_start") for k in [*ks[:1], *ks[-1:]]},
+        "rollouts kept": ("kept_fraction", ".0%", ""),
+        "steps saturated": ("saturated_share", ".0%", ""),
+    }
+    columns = {title: at for title, at in columns.items() if any(row[at[0]] for row in rows)}
+    notes = [NOTE] if any(row["runs"] > 1 for row in rows) else []
+    if any(row["tracking_error"] and not row["steered"] for row in rows):
+        notes.append(_NOT_STEERED)
+    cells = []
+    for row in rows:
+        name = (row["group"], f"{row['runs']} seeds" if row["runs"] > 1 else "")
+        time = str(timedelta(seconds=round(row["seconds"]["center"]))) if row["seconds"] else "–"
+        cells.append([name, *(_cell(row, *at) for at in columns.values()), (time, "")])
+    return ["run", *columns, "time"], cells, notes
+
+
+def _cell(row: dict[str, Any], key: str, spec: str, start: str) -> Cell:
+    if row[key] is None:
+        return "–", ""
+    number, _, spread = format(Interval(**row[key]), spec).partition(" ")
+    if start and row[start]:
+        number = f"{row[start]['center']:{spec}} → {number}"
+    return number + (" *" if key == "tracking_error" and not row["steered"] else ""), spread
