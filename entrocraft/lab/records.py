@@ -70,7 +70,7 @@ def read_records(path: str | Path, strict: bool = False) -> list[dict[str, Any]]
 
 def _parse(line: str, renamed: dict[str, str]) -> dict[str, Any]:
     read = json.loads(line)
-    step = read.get("step") if isinstance(read, dict) else None
+    step: Any = read.get("step") if isinstance(read, dict) else None
     known = isinstance(step, (int, float)) and not isinstance(step, bool)
     if not known or not 0 <= step < _LARGEST_STEP or step != int(step):
         raise ValueError('expected an object with a whole "step"')

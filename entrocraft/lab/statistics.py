@@ -67,7 +67,7 @@ def interval(values: Iterable[float | None]) -> Interval | None:
     The order of the values does not matter, and the 10,000 resamples come from a fixed seed. None
     and non-finite values are left out; without any other value the result is None.
     """
-    found = tuple(sorted(x for x in values if _present(x)))
+    found = tuple(sorted(float(x) for x in values if x is not None and _present(x)))
     return _estimate((found,), _itself, False) if found else None
 
 

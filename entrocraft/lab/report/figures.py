@@ -149,7 +149,7 @@ def _draw_targets(axis: Axes, groups: Mapping[str, list[Run]], looks: Mapping[st
     """Draw one target if all agree, else one for each group; a dotted schedule if none steered."""
     steered = any(run.controlled and run.has(TARGET) for runs in groups.values() for run in runs)
     label, dash = ("target", (4, 2)) if steered else ("schedule, for reference only", (1, 2))
-    found = {}
+    found: dict[str, Any] = {}
     for name, runs in groups.items():
         target = curve([run for run in runs if run.controlled or not steered], TARGET)
         found |= {} if target is None else {name: target["mean"]}
@@ -219,7 +219,8 @@ def _finish(figure: Figure) -> Figure:
             axis.text(0.5, 0.5, "not logged", transform=axis.transAxes, ha="center")
             axis.set_yticks([])
         handles |= {label: h for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    style.label_steps(a for a in figure.axes if a.get_subplotspec().is_last_row())
+    specs = ((axis, axis.get_subplotspec()) for axis in figure.axes)
+    style.label_steps(axis for axis, spec in specs if spec is not None and spec.is_last_row())
     if handles:
         columns = 5 if figure.get_figwidth() >= 6 else 2
         look: dict[str, Any] = {"loc": "outside upper left", "ncols": min(len(handles), columns)}

@@ -15,7 +15,7 @@ from entrocraft.lab.report.runs import grouped
 from entrocraft.lab.report.summary import Summary
 from entrocraft.lab.statistics import NOTE, Interval, interval
 
-_NUMBERS = ("entropy_start", "entropy_end", "tracking_error", "final_reward")
+_NUMBERS: tuple[str, ...] = ("entropy_start", "entropy_end", "tracking_error", "final_reward")
 _NUMBERS += ("kept_fraction", "saturated_share", "seconds")
 _NOT_STEERED = "* not steered: distance from a schedule that is drawn for reference only"
 
