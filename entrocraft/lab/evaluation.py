@@ -137,9 +137,8 @@ def evaluate(
     Entropy is that of the softmax at `temperature`, before top_p and the like.
     """
     asked = [problem for problem in problems for _ in range(samples)]
-    training = model.training
+    training, parts = model.training, []
     model.eval()
-    parts = []
     try:
         for start in range(0, len(asked), batch_size):
             part = asked[start : start + batch_size]

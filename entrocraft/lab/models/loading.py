@@ -25,29 +25,21 @@ def load_model(
         OSError: if the hub has no such model, or cannot be reached.
         ValueError: if the tokenizer has neither pad nor eos token.
     """
-    name = str(path_or_name)
-    path = Path(name).expanduser()
-    looks_local = isinstance(path_or_name, Path) or name.startswith((".", "/", "~"))
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{path} is not a model directory: it has no config.json; give a directory written "
-                "by save_pretrained, such as a checkpoint or what warm_start returns"
-            )
-        name = str(path)
-    elif looks_local or name.count("/") > 1:
+    path = Path(path_or_name).expanduser()
+    name = str(path) if path.is_dir() else str(path_or_name)
+    local = isinstance(path_or_name, Path) or name.startswith((".", "/", "~"))
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{path} is not a model directory: it has no config.json; give a directory written by "
+            "save_pretrained, such as a checkpoint or what warm_start returns"
+        )
+    if not path.is_dir() and (local or name.count("/") > 1):
         raise FileNotFoundError(
             f"no model directory at {path}; give a directory written by save_pretrained or a name "
             "on the hub such as Qwen/Qwen3-0.6B"
         )
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, **model_options)
-    except OSError as error:
-        raise OSError(
-            f"cannot load the model {name!r}: {error}\nGive a directory written by "
-            "save_pretrained, or check the name on the hub and the network"
-        ) from error
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(name, **model_options)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(

@@ -24,8 +24,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from entrocraft.lab.evaluation import evaluate
-from entrocraft.lab.models.reasoner import ReasonerConfig, build_reasoner
-from entrocraft.lab.models.tokenizer import build_tokenizer
+from entrocraft.lab.models.reasoner import ReasonerConfig, build_reasoner, build_tokenizer
 from entrocraft.lab.tasks import Problem, Task, get_task
 from entrocraft.lab.tasks.store import default_cache_dir, stored_problems
 

@@ -13,7 +13,7 @@ import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 Split = Literal["train", "probe", "eval"]
@@ -64,10 +64,9 @@ def split_of(task: str, key: str) -> Split:
 
 
 def extract_answer(completion: str) -> str:
-    """Final answer in a completion: ``<answer>``, else ``\\boxed{}``, else the last line.
+    """Last ``<answer>`` of a completion, else its last ``\\boxed{}``, else its last line.
 
-    The last one counts where there are several, and nothing before ``</think>`` counts. The
-    result is stripped and may be empty.
+    Nothing before ``</think>`` counts. The result is stripped and may be empty.
 
     >>> extract_answer("I try 3+4.\\n<answer> 3*4 </answer>")
     '3*4'
@@ -94,6 +93,14 @@ def _braced(text: str, start: int) -> str:
         if depth == 0:
             return text[start:position]
     return text[start:stop]
+
+
+def check_range(task: Task, of: str, least: int, most: int | None = None) -> None:
+    """Raise a ValueError unless ``least <= min_{of} <= max_{of} <= most``."""
+    low, high = getattr(task, f"min_{of}"), getattr(task, f"max_{of}")
+    if not least <= low <= high <= (high if most is None else most):
+        limits = f"{least} <= min_{of} <= max_{of}" + ("" if most is None else f" <= {most}")
+        raise ValueError(f"min_{of}={low}, max_{of}={high}; use {limits}")
 
 
 @dataclass
@@ -168,9 +175,9 @@ class Task(ABC):
             mine = problem is not None and split_of(self.name, problem.key) == split
             yield problem if mine else None, 1
 
-    @abstractmethod
     def library_options(self) -> dict[str, Any]:
-        """Options of the library's dataset of the same name."""
+        """Options of the library's dataset of the same name; as it stands, those of the task."""
+        return asdict(self)
 
     @abstractmethod
     def candidate(self, entry: dict[str, Any]) -> Problem | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from entrocraft.lab.tasks.base import ANSWER_INSTRUCTION, Problem, Task
+from entrocraft.lab.tasks.base import ANSWER_INSTRUCTION, Problem, Task, check_range
 from entrocraft.lab.tasks.expressions import normalize
 
 # of a wrong running total in demonstrations
@@ -25,10 +25,8 @@ class ChainSumTask(Task):
     problem has many right completions. Only the final number is scored.
 
     Attributes:
-        min_terms: fewest terms.
-        max_terms: most terms.
-        min_digits: fewest digits of a term.
-        max_digits: most digits of a term.
+        min_terms, max_terms: how many terms.
+        min_digits, max_digits: how many digits a term has.
     """
 
     name: ClassVar[str] = "chain_sum"
@@ -39,20 +37,8 @@ class ChainSumTask(Task):
     max_digits: int = 1
 
     def __post_init__(self) -> None:
-        if not 2 <= self.min_terms <= self.max_terms <= 12:
-            raise ValueError(
-                f"min_terms={self.min_terms}, max_terms={self.max_terms}; "
-                "use 2 <= min_terms <= max_terms <= 12"
-            )
-        if not 1 <= self.min_digits <= self.max_digits <= 6:
-            raise ValueError(
-                f"min_digits={self.min_digits}, max_digits={self.max_digits}; "
-                "use 1 <= min_digits <= max_digits <= 6"
-            )
-
-    def library_options(self) -> dict[str, Any]:
-        """Options of the library's chain_sum dataset."""
-        return asdict(self)
+        check_range(self, "terms", 2, 12)
+        check_range(self, "digits", 1, 6)
 
     def candidate(self, entry: dict[str, Any]) -> Problem | None:
         """Problem of a library entry; the order of its terms is part of its identity."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from entrocraft.lab.tasks.base import ANSWER_INSTRUCTION, Problem, Task
+from entrocraft.lab.tasks.base import ANSWER_INSTRUCTION, Problem, Task, check_range
 from entrocraft.lab.tasks.expressions import evaluate, evaluate_chain, normalize
 
 _OPERATORS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
@@ -50,24 +50,21 @@ def solution_chains(
     """
 
     def extend(chain: str, value: int, left: tuple[int, ...]) -> Iterator[str]:
-        if not left:
-            if value == target:
-                yield chain
-            return
+        if not left and value == target:
+            yield chain
         for index, number in enumerate(left):
             if number in left[:index]:
                 continue
             rest = left[:index] + left[index + 1 :]
+            if not chain:
+                yield from extend(str(number), number, rest)
+                continue
             for operator in operators:
                 result = legal_step(value, operator, number, limit)
-                if result is not None and (rest or result == target):
+                if result is not None:
                     yield from extend(f"{chain}{operator}{number}={result}", result, rest)
 
-    chains: list[str] = []
-    for first in sorted(set(numbers)):
-        index = numbers.index(first)
-        chains.extend(extend(str(first), first, numbers[:index] + numbers[index + 1 :]))
-    return tuple(sorted(chains))
+    return tuple(sorted(extend("", 0, numbers)))
 
 
 def random_chain(
@@ -107,12 +104,9 @@ class CountdownTask(Task):
     """Countdown problems that some left-to-right chain of steps solves.
 
     Attributes:
-        min_numbers: fewest given numbers.
-        max_numbers: most given numbers.
-        min_value: smallest given number.
-        max_value: largest given number.
-        min_target: smallest target.
-        max_target: largest target.
+        min_numbers, max_numbers: how many numbers are given.
+        min_value, max_value: range of the given numbers.
+        min_target, max_target: range of the target.
         operators: operators of problems and demonstrations, out of ``+-*/``.
         max_intermediate: largest intermediate result in demonstrations.
         worked: demonstrations state every intermediate result, ``3*7=21+8=29``; otherwise they are
@@ -132,17 +126,9 @@ class CountdownTask(Task):
     worked: bool = False
 
     def __post_init__(self) -> None:
-        if not 2 <= self.min_numbers <= self.max_numbers <= 6:
-            raise ValueError(
-                f"min_numbers={self.min_numbers}, max_numbers={self.max_numbers}; "
-                "use 2 <= min_numbers <= max_numbers <= 6"
-            )
-        for bound in ("value", "target"):
-            low, high = getattr(self, f"min_{bound}"), getattr(self, f"max_{bound}")
-            if not 1 <= low <= high:
-                raise ValueError(
-                    f"min_{bound}={low}, max_{bound}={high}; use 1 <= min_{bound} <= max_{bound}"
-                )
+        check_range(self, "numbers", 2, 6)
+        check_range(self, "value", 1)
+        check_range(self, "target", 1)
         if not self.operators or not set(self.operators) <= set("+-*/"):
             raise ValueError(f"operators={self.operators!r}; use one or more of '+-*/'")
         if self.max_intermediate < max(self.max_value, self.min_target):

@@ -20,7 +20,7 @@ class TaskConfig:
 
     Args:
         name: countdown or chain_sum.
-        options: the task's own options, e.g. {max_number: 12}.
+        options: the task's own options, e.g. {max_value: 12}.
         train_size: training problems, or all that the task has if these are fewer; the run repeats
             them when it has used them all.
     """

@@ -90,14 +90,14 @@ class RunDirectory:
     def _read_config(self, remedy: str) -> dict[str, Any]:
         try:
             keys = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            if not isinstance(keys, dict):
+                raise yaml.YAMLError("it has no keys")
+            return keys
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             problem = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"{self.path} holds a run whose settings cannot be read ({problem}); {remedy}"
             ) from error
-        if not isinstance(keys, dict):
-            raise ValueError(f"{self.config} has no keys, so its run is not known; {remedy}")
-        return keys
 
     def claim(self, config: TrainConfig) -> None:
         """Write config.yaml; with `resume=false` move what an earlier run left into previous/."""

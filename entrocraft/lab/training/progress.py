@@ -69,7 +69,7 @@ class Display:
         tenth = done * 10 // self._steps_in_all
         if not self.console.is_terminal and tenth > self._tenth:
             self._tenth = tenth
-            self.console.print(text, soft_wrap=True, highlight=False)
+            self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 class WarmStartProgress(Display):
@@ -135,7 +135,7 @@ class CellsProgress(Display):
         state = "failed, see its log.txt" if failed else "done"
         self._advance(title, self._done[title] if failed else self._steps[title], state)
         if not self.console.is_terminal:
-            self.console.print(f"{title}: {state}", soft_wrap=True, highlight=False)
+            self.console.print(f"{title}: {state}", soft_wrap=True, highlight=False, markup=False)
 
     def _advance(self, title: str, done: int, numbers: str) -> None:
         self._done[title] = done

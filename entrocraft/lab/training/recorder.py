@@ -1,4 +1,4 @@
-"""Recorder of metrics.jsonl: one JSON object per optimizer step.
+"""Recorder of metrics.jsonl, one JSON object per optimizer step, and the measurements in it.
 
 A record's `step` counts the optimizer steps taken before its rollouts: target, measurement, probe
 and reward of one record belong to the same policy. One more record, at the last step, holds the
@@ -10,16 +10,22 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from entrocraft.lab.evaluation import evaluate
 from entrocraft.lab.records import read_records
+from entrocraft.lab.tasks import Task
+from entrocraft.lab.tasks.store import stored_problems
+from entrocraft.lab.training.config import TrainConfig
+from entrocraft.method import EntropyControlWarning
 from entrocraft.storage import write_atomically
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "measurements"]
 
 _LOGGED = (
     "reward",
@@ -32,6 +38,9 @@ _LOGGED = (
     "completions/mean_length",
     "completions/clipped_ratio",
 )
+_PROBE_SEED, _EVALUATION_SEED = 7_001, 7_002
+_LARGEST_PROBE_STDERR = 0.005
+_SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
 
 
 class Recorder(TrainerCallback):
@@ -97,3 +106,52 @@ class Recorder(TrainerCallback):
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         self.show(record)
+
+
+def measurements(
+    config: TrainConfig, trainer: Any, tokenizer: Any, task: Task, chat: bool
+) -> Callable[[int], dict[str, float]]:
+    """Return the function step -> metrics of the present policy that are due at that step."""
+    settings, cache = config.evaluation, config.cache_dir
+    probe = evaluation = None
+    if settings.probe_every:
+        probe = stored_problems(task, "probe", settings.probe_prompts, cache_dir=cache, fewer=True)
+    if settings.every:
+        evaluation = stored_problems(task, "eval", settings.prompts, cache_dir=cache, fewer=True)
+    common: dict[str, Any] = {
+        "max_new_tokens": config.max_completion_length,
+        "temperature": config.temperature,
+        "chat": chat,
+        "batch_size": settings.batch_size,
+        "sampling": {key: config.trainer[key] for key in _SAMPLING if key in config.trainer},
+    }
+
+    def due(step: int, every: int) -> bool:
+        return step % every == 0 or step == config.steps
+
+    def measure(step: int) -> dict[str, float]:
+        policy = trainer.accelerator.unwrap_model(trainer.model), tokenizer, task
+        metrics: dict[str, float] = {}
+        if probe is not None and due(step, settings.probe_every):
+            entropy = evaluate(*policy, probe, seed=_PROBE_SEED, **common).entropy
+            metrics |= {"entropy/probe": entropy.value, "entropy/probe_stderr": entropy.stderr}
+            if step == 0 and entropy.stderr > _LARGEST_PROBE_STDERR:
+                warnings.warn(
+                    f"the probe's standard error is {entropy.stderr:.4f} nats per token with "
+                    f"{len(probe)} problems; for less than {_LARGEST_PROBE_STDERR} raise "
+                    "evaluation.probe_prompts",
+                    EntropyControlWarning,
+                    stacklevel=2,
+                )
+        if evaluation is not None and due(step, settings.every):
+            samples = settings.samples
+            seen = evaluate(*policy, evaluation, samples=samples, seed=_EVALUATION_SEED, **common)
+            for k in sorted({1, samples}):
+                estimate = seen.pass_at(k)
+                metrics |= {
+                    f"eval/pass@{k}": estimate.value,
+                    f"eval/pass@{k}_stderr": estimate.stderr,
+                }
+        return metrics
+
+    return measure

@@ -20,9 +20,8 @@ from entrocraft.lab.tasks.prompts import speaks_chat
 from entrocraft.lab.tasks.store import stored_problems
 from entrocraft.lab.training.config import TINY, TrainConfig
 from entrocraft.lab.training.directory import RunDirectory
-from entrocraft.lab.training.measurements import measurements
 from entrocraft.lab.training.progress import RunProgress, WarmStartProgress
-from entrocraft.lab.training.recorder import Recorder
+from entrocraft.lab.training.recorder import Recorder, measurements
 from entrocraft.lab.training.trainer import build_trainer, trainer_arguments
 
 __all__ = ["prepare_model", "train"]

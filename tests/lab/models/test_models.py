@@ -21,7 +21,7 @@ from entrocraft.lab.models import (
     load_model,
     warm_start,
 )
-from entrocraft.lab.models.tokenizer import CHARACTERS
+from entrocraft.lab.models.reasoner import CHARACTERS
 from entrocraft.lab.tasks import get_task
 from entrocraft.lab.tasks.store import default_cache_dir, stored_problems
 

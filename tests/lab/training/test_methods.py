@@ -33,10 +33,13 @@ def test_options_reach_the_peer():
     ("keys", "message"),
     [
         ({"rule": "clip_cof"}, "unknown rule 'clip_cof'; choose null or one of tilt, sign"),
-        ({"rule": "erc", "band": 0.1}, "control.band is 0.1; the method 'erc' does not have it"),
+        (
+            {"rule": "erc", "feedback": {"band": 0.1}},
+            r"control.feedback is .*band=0\.1.*; the method 'erc' does not have it",
+        ),
         ({"rule": "erc", "options": {"height": 1}}, "'erc' has no option 'height'; it has low"),
-        ({"rule": "tilt", "options": {"low": 1}}, "options are for peers"),
-        ({"rule": None, "options": {"low": 1}}, "options are for peers"),
+        ({"rule": "tilt", "options": {"low": 1}}, "options are for baselines"),
+        ({"rule": None, "options": {"low": 1}}, "options are for baselines"),
     ],
 )
 def test_what_a_peer_does_not_have_is_refused(keys, message):
