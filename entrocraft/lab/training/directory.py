@@ -14,8 +14,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from entrocraft.lab.parsing import flat_keys
+from entrocraft.lab.records import read_records
 from entrocraft.lab.training.config import TrainConfig
-from entrocraft.lab.training.recorder import read_records
 
 __all__ = ["RunDirectory"]
 

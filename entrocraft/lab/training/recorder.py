@@ -17,7 +17,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-__all__ = ["Recorder", "read_records"]
+from entrocraft.lab.records import read_records
+
+__all__ = ["Recorder"]
 
 _LOGGED = (
     "reward",
@@ -32,20 +34,6 @@ _LOGGED = (
 )
 
 Listener = Callable[[dict[str, Any]], None]
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read the whole records of a metrics file; a line that a kill cut short is left out."""
-    records = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                records.append(record)
-    return records
 
 
 class Recorder(TrainerCallback):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -71,7 +72,7 @@ def test_rules_stay_the_controllers():
 
 def test_the_report_knows_which_peers_steer(tmp_path):
     def steered(rule):
-        return Run(tmp_path, "x", {"control": {"rule": rule}}, None, {}, []).controlled
+        return Run(tmp_path, "x", {"control": {"rule": rule}}, pd.DataFrame()).controlled
 
     assert steered("entropic")
     assert steered("tilt")
