@@ -7,8 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-__all__ = ["METRICS_FILE", "RunError", "read_records"]
-
 METRICS_FILE = "metrics.jsonl"
 
 # logged by version 0.1, read for one more release
@@ -20,7 +18,6 @@ _RENAMED = {
     "entropy/spare_used": "entropy/constant_reward_used",
 }
 _NUMBERS = ("reward", "seconds", "entropy/", "eval/")  # keys that begin so hold numbers
-_LARGEST_STEP = 2**53
 
 
 class RunError(ValueError):
@@ -45,53 +42,41 @@ def read_records(path: str | Path, strict: bool = False) -> list[dict[str, Any]]
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip(" \t\r\0")]
     records: dict[int, dict[str, Any]] = {}
-    renamed: dict[str, str] = {}
     for number, line in lines:
         try:
-            record = _parse(line, renamed)
+            record = _parse(line)
         except (ValueError, OverflowError) as error:
-            is_cut = isinstance(error, json.JSONDecodeError)
-            if strict and not (is_cut and number == lines[-1][0]):
-                what = "not valid JSON" if is_cut else str(error)
-                shown = line.strip() if len(line) <= 60 else line.strip()[:60] + "…"
-                raise RunError(
-                    f"{path}, line {number}: {what}, got {shown}; correct or delete the line"
-                ) from None
+            cut = isinstance(error, json.JSONDecodeError) and number == lines[-1][0]
+            if strict and not cut:
+                what = f"{getattr(error, 'msg', error)}, got {line.strip()[:60]}"
+                raise RunError(f"{path}, line {number}: {what}; correct or delete it") from None
             continue
-        _insert(records, record)
-    if renamed:
+        step = record["step"]
+        earlier = records.get(step, {})
+        if earlier.keys() & record.keys() - {"step", "seconds"}:
+            records = {other: kept for other, kept in records.items() if other < step}
+            earlier = {}
+        records[step] = earlier | record
+    if old := [key for key in _RENAMED if f'"{key}"' in text]:
         from entrocraft.method import EntropyControlWarning
 
-        names = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
+        names = ", ".join(f"{key} is now {_RENAMED[key]}" for key in old)
         message = f"{path} has keys of version 0.1: {names}; the next release does not read them"
         warnings.warn(message, EntropyControlWarning, stacklevel=2)
     return [records[step] for step in sorted(records)]
 
 
-def _parse(line: str, renamed: dict[str, str]) -> dict[str, Any]:
+def _parse(line: str) -> dict[str, Any]:
     read = json.loads(line)
     step: Any = read.get("step") if isinstance(read, dict) else None
-    known = isinstance(step, (int, float)) and not isinstance(step, bool)
-    if not known or not 0 <= step < _LARGEST_STEP or step != int(step):
+    if type(step) not in (int, float) or not 0 <= step < 2**53 or step != int(step):
         raise ValueError('expected an object with a whole "step"')
     record: dict[str, Any] = {"step": int(step)}
     for key, value in read.items():
         if key == "step" or value is None:
             continue
-        if key in _RENAMED:
-            renamed[key] = _RENAMED[key]
         if isinstance(value, (int, float)):
             record[_RENAMED.get(key, key)] = float(value)
         elif key.startswith(_NUMBERS):
             raise ValueError(f"{key} must be a number or null")
     return record
-
-
-def _insert(records: dict[int, dict[str, Any]], record: dict[str, Any]) -> None:
-    step = record["step"]
-    earlier = records.get(step, {})
-    if earlier.keys() & record.keys() - {"step", "seconds"}:
-        earlier = {}
-        for void in [other for other in records if other >= step]:
-            del records[void]
-    records[step] = earlier | record

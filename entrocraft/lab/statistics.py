@@ -12,8 +12,7 @@ percentile-bootstrap interval. One or two seeds have mean and range instead.
     '2.0'
 
 The interquartile mean leaves out the lowest and the highest quarter, rounded down: none of three
-values, one at either end of four to seven. With three or four seeds the interval is their range,
-because a resample repeats the lowest of them often enough.
+values, one at either end of four to seven.
 """
 
 from __future__ import annotations
@@ -26,27 +25,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["ENOUGH", "NOTE", "Interval", "difference_interval", "interval", "ratio_interval"]
-
 ENOUGH = 3  # from this many values on there is an interval
 CUT = 0.25  # share left out at either end of the interquartile mean
-CONFIDENCE = 0.95
-RESAMPLES = 10_000
-NOTE = (
-    "Three or more seeds: interquartile mean and its 95 % bootstrap interval [low, high]; two "
-    "seeds: mean and range."
-)
+NOTE = "Three or more seeds: interquartile mean [95 % bootstrap interval]; two: mean (range)."
 
 Values = Sequence[float | None]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The center of a number over ``n`` seeds and its interval, in the number's own unit.
+    """A number over ``n`` seeds: interquartile mean and 95 % interval, in the number's own unit.
 
-    ``center`` is the interquartile mean, ``low`` and ``high`` its 95 % interval; of fewer than
-    three values they are mean and range. ``format(i, ".2f")`` writes "0.25 [0.10, 0.90]", of two
-    values "0.25 (0.10 to 0.90)", and the center alone when low and high read the same.
+    Of fewer than three values they are mean and range. ``format(i, ".2f")`` writes
+    "0.25 [0.10, 0.90]", of two values "0.25 (0.10 to 0.90)", and the center alone when low and high
+    read the same.
     """
 
     center: float
@@ -64,21 +56,18 @@ class Interval:
 def interval(values: Iterable[float | None]) -> Interval | None:
     """Return the interquartile mean of one value per seed with its 95 % bootstrap interval.
 
-    The order of the values does not matter, and the 10,000 resamples come from a fixed seed. None
-    and non-finite values are left out; without any other value the result is None.
+    The 10,000 resamples come from a fixed seed. None and non-finite values are left out; without
+    any other value the result is None.
     """
-    found = tuple(sorted(float(x) for x in values if x is not None and _present(x)))
-    return _estimate((found,), _itself, False) if found else None
+    found = tuple(sorted(_present(values)))
+    return _estimate((found,), operator.pos, False) if found else None
 
 
 def ratio_interval(a: Values, b: Values) -> Interval | None:
     """Return the ratio of the interquartile means of ``a`` and ``b`` with its 95 % interval.
 
-    Seeds are resampled as pairs when there are equally many, else each side by itself. With fewer
-    than three on a side, low and high are the range of the single ratios.
-
-    Raises:
-        ValueError: a value of ``b`` is not above zero.
+    Seeds are resampled as pairs when there are equally many, else each side by itself; of fewer
+    than three, low and high are the range. Raises ValueError unless all of ``b`` is above zero.
     """
     if any(x is not None and x <= 0 for x in b):
         raise ValueError(f"a ratio needs denominators above zero, got {list(b)}")
@@ -93,19 +82,15 @@ def difference_interval(a: Values, b: Values) -> Interval | None:
 def _compare(a: Values, b: Values, combine: Callable[[Any, Any], Any]) -> Interval | None:
     paired = len(a) == len(b)
     if paired:
-        both = [pair for pair in zip(a, b, strict=True) if all(map(_present, pair))]
-        samples: Any = tuple(zip(*both, strict=True)) or ((), ())
+        pairs = [pair for pair in zip(a, b, strict=True) if len(_present(pair)) == 2]
+        samples: Any = tuple(zip(*pairs, strict=True)) or ((), ())
     else:
-        samples = tuple(tuple(filter(_present, side)) for side in (a, b))
+        samples = _present(a), _present(b)
     return _estimate(samples, combine, paired) if all(samples) else None
 
 
-def _itself(value: Any) -> Any:
-    return value
-
-
-def _present(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def _present(values: Iterable[float | None]) -> tuple[float, ...]:
+    return tuple(x for x in values if x is not None and math.isfinite(x))
 
 
 @lru_cache(maxsize=4096)
@@ -118,15 +103,12 @@ def _estimate(samples: tuple[tuple[float, ...], ...], combine: Any, paired: bool
 
     n = min(map(len, samples))
     singles = zip(*samples, strict=True) if paired else itertools.product(*samples)
-    ordered = sorted(combine(*single) for single in singles)
+    ordered = sorted(float(combine(*single)) for single in singles)
     low, high = ordered[0], ordered[-1]
-    if low == high:
-        return Interval(float(low), float(low), float(low), n)
-    center = float(statistic(*map(np.array, samples)))
-    if n >= ENOUGH:
-        how: dict[str, Any] = {"method": "percentile", "confidence_level": CONFIDENCE}
-        how |= {"n_resamples": RESAMPLES, "rng": np.random.default_rng(0)}
-        made = stats.bootstrap(samples, statistic, paired=paired, vectorized=True, **how)
-        low, high = made.confidence_interval
-    # rounding can put the center of nearly equal values outside by one last digit
+    center = low if low == high else float(statistic(*map(np.array, samples)))
+    if n >= ENOUGH and low < high:
+        how: dict[str, Any] = {"method": "percentile", "confidence_level": 0.95}
+        how |= {"n_resamples": 10_000, "rng": np.random.default_rng(0), "paired": paired}
+        low, high = stats.bootstrap(samples, statistic, **how).confidence_interval
+    # rounding can put the center of nearly equal values just outside
     return Interval(center, min(float(low), center), max(float(high), center), n)

@@ -13,9 +13,9 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from entrocraft.lab.records import read_records
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.lab.training.directory import RunDirectory
-from entrocraft.lab.training.recorder import read_records
 
 __all__ = ["Cell", "run_cells"]
 

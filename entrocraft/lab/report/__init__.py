@@ -3,9 +3,8 @@
     from entrocraft.lab.report import write_report
     write_report(["runs/tilt", "runs/plain"], "report/")
 
-Everything is drawn from ``metrics.jsonl`` and ``config.yaml``, so a run that is still going or was
-killed has a report too. Names load on first use: importing this package imports neither pandas,
-matplotlib, Jinja2 nor rich.
+A run that is still going or was killed has a report too. Names load on first use: importing this
+package imports neither pandas, matplotlib, Jinja2 nor rich.
 """
 
 from __future__ import annotations
@@ -29,7 +28,3 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])

@@ -1,7 +1,6 @@
 """The figures of a report: entropy and its target, reward, and what control did.
 
-Up to six methods share one pair of axes; more get a panel each. A line is the mean over the seeds,
-the band around it their range, a bar one standard error of a single run.
+Up to six methods share axes; more get a panel each. Lines: mean over seeds. Bands: their range.
 """
 
 from __future__ import annotations
@@ -21,64 +20,71 @@ from entrocraft.lab.report.summary import pass_ks
 TOGETHER = 6  # methods on one pair of axes
 SMOOTHING = 11  # steps of the running mean over quantities of single batches
 SAME_TARGET = 0.02  # nats per token; targets no further apart are drawn as one line
-BATCH, PROBE, TARGET = "entropy/measured", "entropy/probe", "entropy/target"
+PROBE, TARGET = "entropy/probe", "entropy/target"
 ENTROPY, KEPT = "Entropy (nats per token)", "Rollouts kept (share)"
 _CONTROL = {
-    KEPT: ("entropy/kept_fraction",),
-    "Pressure (above 0: asks for more entropy, 0: plain RL)": ("entropy/pressure",),
-    "Entropy change within reach (nats)": ("entropy/reachable_up", "entropy/reachable_down"),
-    "Steps saturated (share; all that rejection can do is in use)": ("entropy/saturated",),
+    KEPT: ["entropy/kept_fraction"],
+    "Pressure (above 0: more entropy wanted)": ["entropy/pressure"],
+    "Entropy change within reach (nats)": ["entropy/reachable_up", "entropy/reachable_down"],
+    "Steps saturated (share)": ["entropy/saturated"],
 }
+_BAND = {"label": "band of the rule", "color": style.SOFT, "lw": 0.8}
+_SINGLE: dict[str, dict[str, Any]] = {
+    "entropy/measured": {"label": "training batches", "color": style.SKY, "lw": 0.8, "alpha": 0.7},
+    "entropy/estimate": {"label": "controller's estimate", "color": style.BLUE, "lw": 1.5},
+    "entropy/low": _BAND,
+    "entropy/high": _BAND,
+}
+_SINGLE_PROBE = {"label": "probe (held-out problems)", "color": style.VERMILION, "ls": "none"}
 
 
 def entropy_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure:
     """Draw entropy (nats per token) against its target; below 6 inches of width for a phone."""
     groups = grouped(runs)
-    looks = looks_of(groups)
     with style.style():
         if len(groups) > TOGETHER:
             return _panels(groups, PROBE, f"{ENTROPY}; dashed: target, dotted: not steered", width)
-        figure, [axis] = _stacked([ENTROPY], width, 4.2)
-        if len(runs) == 1:
-            _draw_single_entropy(axis, runs[0])
-        for name, members in groups.items() if len(runs) > 1 else ():
-            _draw(axis, members, _entropy_key(members), name, **looks[name])
-        _draw_targets(axis, groups, looks)
+        figure = style.empty_figure(width, 4.2)
+        axis = figure.subplots()
+        axis.set_title(ENTROPY)
+        for key in _SINGLE if len(runs) == 1 else ():
+            if runs[0].has(key):
+                axis.plot(*runs[0].points(key), **_SINGLE[key])
+        for name, look in looks_of(groups).items():
+            key = PROBE if len(runs) == 1 else _entropy_key(groups[name])
+            _draw(axis, groups[name], key, **look | (_SINGLE_PROBE if len(runs) == 1 else {}))
+        _draw_targets(axis, groups)
         return _finish(figure)
 
 
 def reward_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure:
     """Draw the reward of the training batches and, up to six methods, pass@1 and the largest k."""
     groups, title = grouped(runs), f"Training reward (running mean of {SMOOTHING} steps)"
-    with style.style():
-        if len(groups) > TOGETHER:
-            return _panels(groups, "reward", title, width)
-        ks = sorted({k for run in runs for k in pass_ks(run)})
-        shown = {f"pass@{k} on held-out problems": (f"eval/pass@{k}",) for k in (*ks[:1], *ks[-1:])}
-        return _curves(groups, {title: ("reward",), **shown}, looks_of(groups), width, 3.2, True)
+    if len(groups) > TOGETHER:
+        return _panels(groups, "reward", title, width)
+    ks = sorted({k for run in runs for k in pass_ks(run)})
+    shown = {f"pass@{k} on held-out problems": [f"eval/pass@{k}"] for k in (*ks[:1], *ks[-1:])}
+    rows = 1 if width >= 6 else 1 + len(shown)
+    return _curves(groups, {title: ["reward"], **shown}, looks_of(groups), (width, 3.2), rows)
 
 
 def control_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure | None:
     """Draw the cost and the effort of control, None when no run steered entropy and logged any."""
-    looks = looks_of(grouped(runs))
-    groups = grouped([run for run in runs if run.controlled])
-    steered = [run for members in groups.values() for run in members]
-    shown = {
-        t: keys for t, keys in _CONTROL.items() if any(r.has(k) for k in keys for r in steered)
-    }
+    looks, steered = looks_of(grouped(runs)), [run for run in runs if run.controlled]
+    shown = {t: keys for t, keys in _CONTROL.items() if any(r.has(keys[0]) for r in steered)}
     if not shown:
         return None
-    with style.style():
-        if len(groups) > TOGETHER:
-            return _panels(groups, _CONTROL[KEPT][0], KEPT, width)
-        return _curves(groups, shown, looks, width, 1.7)
+    if len(looks) > TOGETHER:
+        return _panels(grouped(steered), _CONTROL[KEPT][0], KEPT, width)
+    return _curves(grouped(steered), shown, looks, (width, 1.8), len(shown))
 
 
 def looks_of(groups: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
-    """Return group -> ``color`` and ``linestyle`` in a report; a lone group has its rule's color."""
+    """Return group -> color, dashes and label; a group alone has the color of its rule."""
     if len(groups) == 1:
         return {name: {"color": style.color_of(r[0].rule or "plain")} for name, r in groups.items()}
-    return style.looks_of(groups)
+    # matplotlib hides labels that begin with "_", hence the space without width
+    return {n: look | {"label": f"\u200b{n[:32]}"} for n, look in style.looks_of(groups).items()}
 
 
 def curve(runs: Sequence[Run], key: str, smoothed: bool = False) -> pd.DataFrame | None:
@@ -96,119 +102,79 @@ def curve(runs: Sequence[Run], key: str, smoothed: bool = False) -> pd.DataFrame
     return table.agg(["mean", "min", "max"], axis=1)
 
 
-def _curves(
-    groups: Mapping[str, list[Run]],
-    shown: Mapping[str, Sequence[str]],
-    looks: Mapping[str, dict[str, Any]],
-    width: float,
-    height: float,
-    beside: bool = False,
-) -> Figure:
-    """Draw axes with title -> keys, a curve of each key for every group."""
-    figure, axes = _stacked(list(shown), width, height, beside)
-    for axis, keys in zip(axes, shown.values(), strict=True):
-        for name, runs in groups.items():
-            for key in keys:
-                _draw(axis, runs, key, name if len(looks) > 1 else None, **looks[name])
-                if len(looks) == len(runs) == 1 and key.partition("/")[0] != "eval":
-                    axis.plot(*runs[0].points(key), color=looks[name]["color"], alpha=0.3, lw=0.7)
-    return _finish(figure)
+def _curves(groups: Any, shown: Any, looks: Any, size: tuple[float, float], rows: int) -> Figure:
+    """Draw axes of title -> keys, each key as one curve per group."""
+    with style.style():
+        figure = style.empty_figure(size[0], size[1] * rows)
+        grid = figure.subplots(rows, len(shown) // rows, sharex=True, squeeze=False)
+        for axis, (title, keys) in zip(grid.flat, shown.items(), strict=True):
+            axis.set_title(title)
+            for name, key in [(name, key) for name in groups for key in keys]:
+                _draw(axis, groups[name], key, **looks[name])
+        return _finish(figure)
 
 
-def _draw(axis: Axes, runs: Sequence[Run], key: str, label: str | None, **look: Any) -> None:
+def _draw(axis: Axes, runs: Sequence[Run], key: str, **look: Any) -> None:
     is_measured = key == PROBE or key.startswith("eval/")
     found = curve(runs, key, smoothed=not is_measured)
     if found is None:
         return
     mark = {"marker": "o", "markersize": 5, "markeredgecolor": style.PAPER} if is_measured else {}
-    axis.plot(found.index, found["mean"], label=label, **{"lw": 1.6, **mark, **look})
+    axis.plot(found.index, found["mean"], **{"lw": 1.6, **mark, **look})
     if len(runs) > 1:
-        band: dict[str, Any] = {"color": look["color"], "alpha": 0.18, "lw": 0}
-        axis.fill_between(found.index, found["min"], found["max"], **band)
+        low, high = found["min"], found["max"]
+        axis.fill_between(found.index, low, high, color=look["color"], alpha=0.18, lw=0)
     elif is_measured:
         bars = runs[0].column(f"{key}_stderr")[found.index].fillna(0.0)
         axis.errorbar(found.index, found["mean"], bars, fmt="none", ecolor=look["color"], lw=1.1)
+    elif "label" not in look and key != "entropy/saturated":
+        axis.plot(*runs[0].points(key), color=look["color"], alpha=0.3, lw=0.7)
 
 
-def _draw_single_entropy(axis: Axes, run: Run) -> None:
-    low, high = run.column("entropy/low"), run.column("entropy/high")
-    if run.controlled and low.notna().any():
-        look: dict[str, Any] = {"color": style.SHADE, "alpha": 0.3, "lw": 0, "label": "band"}
-        axis.fill_between(run.frame.index, low, high, **look)
-    for key, label, color, lw in (
-        (BATCH, "training batches", style.SKY, 0.8),
-        ("entropy/estimate", "controller's estimate", style.BLUE, 1.5),
-    ):
-        if run.has(key):
-            axis.plot(*run.points(key), label=label, color=color, lw=lw, alpha=0.8)
-    look = {"color": style.VERMILION, "linestyle": "none"}
-    _draw(axis, [run], PROBE, "probe: fixed held-out problems", **look)
-
-
-def _draw_targets(axis: Axes, groups: Mapping[str, list[Run]], looks: Mapping[str, Any]) -> None:
+def _draw_targets(axis: Axes, groups: Mapping[str, list[Run]]) -> None:
     """Draw one target if all agree, else one for each group; a dotted schedule if none steered."""
     steered = any(run.controlled and run.has(TARGET) for runs in groups.values() for run in runs)
     label, dash = ("target", (4, 2)) if steered else ("schedule, for reference only", (1, 2))
-    found: dict[str, Any] = {}
-    for name, runs in groups.items():
-        target = curve([run for run in runs if run.controlled or not steered], TARGET)
-        found |= {} if target is None else {name: target["mean"]}
-    if not found:
-        return
+    asked = {n: [r for r in runs if r.controlled or not steered] for n, runs in groups.items()}
+    found = {n: c["mean"] for n, runs in asked.items() if (c := curve(runs, TARGET)) is not None}
     table = pd.DataFrame(found).sort_index().interpolate(method="index", limit_area="inside")
-    if np.nanmax(table.max(axis=1) - table.min(axis=1)) <= SAME_TARGET:
+    if found and np.nanmax(table.max(axis=1) - table.min(axis=1)) <= SAME_TARGET:
         table = table.mean(axis=1).to_frame("")
     for name in table:
-        look: dict[str, Any] = {"color": looks[name]["color"] if name else style.INK, "lw": 1.5}
-        text = f"{label} {name}".strip()
-        axis.plot(table.index, table[name], label=text, linestyle=(0, dash), zorder=2.6, **look)
+        look: dict[str, Any] = {"color": looks_of(groups)[name]["color"] if name else style.INK}
+        look |= {"label": f"{label} {name}".strip(), "linestyle": (0, dash), "zorder": 2.6}
+        axis.plot(table.index, table[name], **look)
 
 
 def _panels(groups: Mapping[str, list[Run]], key: str, title: str, width: float) -> Figure:
     """Draw one key in a panel for each method, all on the same axes."""
     columns = 5 if width >= 6 else 2
     rows = -(-len(groups) // columns)
-    figure = style.empty_figure(width, 1.35 * rows + 0.7)
-    axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
-    keys = {name: _entropy_key(runs) if key == PROBE else key for name, runs in groups.items()}
-    curves = {name: curve(runs, keys[name], keys[name] != PROBE) for name, runs in groups.items()}
-    tops = {name: float(c["max"].max()) for name, c in curves.items() if c is not None}
-    limit = 2 * float(
-        np.median([*tops.values()] or [0])
-    )  # one that explodes leaves the others room
-    for axis, (name, runs) in zip(axes, groups.items(), strict=False):
-        _draw(axis, runs, keys[name], None, color=style.color_of(name), markersize=0)
-        axis.set_title(name if len(name) < 24 else name[:23] + "…", fontsize=8.5, pad=3)
-        if key == PROBE and (target := curve(runs, TARGET)) is not None:
-            dash = (0, (4, 2) if runs[0].controlled else (1, 2))
-            axis.plot(target.index, target["mean"], color=style.INK, lw=1.1, linestyle=dash)
-        if tops.get(name, 0) > limit:
-            look: dict[str, Any] = {"transform": axis.transAxes, "ha": "right", "va": "top"}
-            axis.text(1, 1, f"↑ to {tops[name]:.1f}", **look)
-    if max(tops.values(), default=0) > limit > 0:
-        axes[0].set_ylim(top=limit)
-    for axis in axes[len(groups) :]:
-        axis.set_visible(False)
-    for axis in axes[len(groups) - columns : len(groups)]:
-        axis.tick_params(labelbottom=True)
-        style.label_steps([axis])
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+    with style.style():
+        figure = style.empty_figure(width, 1.35 * rows + 0.7)
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        tops = []
+        for axis, (name, runs) in zip(axes, groups.items(), strict=False):
+            own = _entropy_key(runs) if key == PROBE else key
+            _draw(axis, runs, own, color=style.color_of(name), markersize=0, label="")
+            tops.append(axis.dataLim.y1)
+            axis.set_title(name if len(name) < 22 else name[:21] + "…", fontsize=8.5, pad=3)
+            if key == PROBE and (target := curve(runs, TARGET)) is not None:
+                dash = (0, (4, 2) if runs[0].controlled else (1, 2))
+                axis.plot(target.index, target["mean"], color=style.INK, lw=1.1, linestyle=dash)
+        if max(tops) > 2 * np.median(tops) > 0:  # one that explodes leaves the others room
+            axes[0].set_ylim(top=2 * np.median(tops))
+        for axis in axes[len(groups) :]:
+            axis.set_visible(False)
+        for axis in axes[max(len(groups) - columns, 0) : len(groups)]:
+            axis.tick_params(labelbottom=True)
+            style.label_steps([axis])
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
     return figure
 
 
 def _entropy_key(runs: Sequence[Run]) -> str:
-    return PROBE if any(run.has(PROBE) for run in runs) else BATCH
-
-
-def _stacked(
-    titles: Sequence[str], width: float, height: float, beside: bool = False
-) -> tuple[Figure, list[Axes]]:
-    rows, columns = (1, len(titles)) if beside and width >= 6 else (len(titles), 1)
-    figure = style.empty_figure(width, height * rows + 0.5 * (rows > 1))
-    axes = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title)
-    return figure, axes
+    return PROBE if any(run.has(PROBE) for run in runs) else "entropy/measured"
 
 
 def _finish(figure: Figure) -> Figure:
@@ -217,16 +183,9 @@ def _finish(figure: Figure) -> Figure:
     for axis in figure.axes:
         if not axis.has_data():
             axis.text(0.5, 0.5, "not logged", transform=axis.transAxes, ha="center")
-            axis.set_yticks([])
         handles |= {label: h for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    specs = ((axis, axis.get_subplotspec()) for axis in figure.axes)
-    style.label_steps(axis for axis, spec in specs if spec is not None and spec.is_last_row())
+    style.label_steps(axis for axis in figure.axes if axis.xaxis.get_tick_params()["labelbottom"])
     if handles:
-        columns = 5 if figure.get_figwidth() >= 6 else 2
-        look: dict[str, Any] = {"loc": "outside upper left", "ncols": min(len(handles), columns)}
-        legend = figure.legend(list(handles.values()), ["x"] * len(handles), **look)
-        for text, label in zip(legend.get_texts(), handles, strict=True):
-            text.set_text(
-                label if len(label) < 33 else label[:32] + "…"
-            )  # "_" would hide it before
+        columns = min(len(handles), 5 if figure.get_figwidth() >= 6 else 2)
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns)
     return figure

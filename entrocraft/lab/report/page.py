@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -22,20 +21,14 @@ from entrocraft.lab.report.table import text_table
 def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> Path:
     """Write ``report.html``, ``entropy.png`` and ``summary.json`` for one or several runs.
 
-    Args:
-        run_dirs: run directories, in the order in which they shall appear.
-        output: directory for the three files, made if it does not exist; a path that ends in
-            ``.html`` names the page itself. Default for one run: its own directory.
-
-    Returns:
-        The path of the page.
+    ``output`` is the directory of the three files, made if it does not exist, or a path of the page
+    that ends in ``.html``; for one run its own directory if left out. Returns the page's path.
 
     Raises:
         RunError: a run cannot be read.
         ValueError: no run, or several runs and no ``output``.
     """
-    if isinstance(run_dirs, (str, Path)):
-        run_dirs = [run_dirs]
+    run_dirs = [run_dirs] if isinstance(run_dirs, (str, Path)) else run_dirs
     if not run_dirs:
         raise ValueError("no run directories; give at least one")
     if output is None and len(run_dirs) > 1:
@@ -45,25 +38,25 @@ def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = Non
     page = page if page.suffix == ".html" else page / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     style.save_png(figures.entropy_figure(runs), page.with_name("entropy.png"))
-    numbers = [asdict(summary.summarize(run)) for run in runs]
-    text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
+    summaries = [summary.summarize(run) for run in runs]
+    text = json.dumps([asdict(s) for s in summaries], indent=2, ensure_ascii=False, allow_nan=False)
     page.with_name("summary.json").write_text(text + "\n", encoding="utf-8")
-    page.write_text(_render(runs), encoding="utf-8")
+    page.write_text(_render(runs, summaries), encoding="utf-8")
     return page
 
 
-def _render(runs: Sequence[Run]) -> str:
+def _render(runs: Sequence[Run], summaries: Sequence[summary.Summary]) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    summaries, groups = [summary.summarize(run) for run in runs], grouped(runs)
+    groups = grouped(runs)
     drawn = (figures.entropy_figure, figures.reward_figure, figures.control_figure)
     looks = {name: look["color"] for name, look in figures.looks_of(groups).items()}
     return environment.get_template("page.html").render(
-        title=runs[0].name if len(runs) == 1 else ", ".join(groups),
+        title=", ".join(groups) if len(groups) <= figures.TOGETHER else f"{len(groups)} methods",
         runs=list(zip(runs, summaries, strict=True)),
         groups=groups,
         table=text_table(summaries),
-        every=text_table([replace(s, group=s.name) for s in summaries]),
+        every=text_table([replace(s, group=f"{s.name}, seed {s.seed}") for s in summaries]),
         colors=looks if len(groups) <= figures.TOGETHER else {n: style.color_of(n) for n in groups},
         pictures=[_picture(draw, runs) for draw in drawn],
         differing=differing_settings([members[0] for members in groups.values()]),
@@ -71,16 +64,13 @@ def _render(runs: Sequence[Run]) -> str:
     )
 
 
-def _picture(
-    draw: Callable[[Sequence[Run], float], Figure | None], runs: Sequence[Run]
-) -> list[str] | None:
-    """Return the figure as two data URIs: for a normal page and for a phone."""
+def _picture(draw: Callable[..., Figure | None], runs: Sequence[Run]) -> list[str]:
+    """Return the figure as two data URIs, for a normal page and for a phone; none without one."""
     uris = []
     for width in (style.WIDE, style.NARROW):
-        if (figure := draw(runs, width)) is None:
-            return None
-        buffer = io.BytesIO()
-        with style.style():
-            figure.savefig(buffer, format="svg", metadata={"Date": None})
-        uris.append("data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode())
+        if (figure := draw(runs, width)) is not None:
+            buffer = io.BytesIO()
+            with style.style():
+                figure.savefig(buffer, format="svg", metadata={"Date": None})
+            uris.append("data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode())
     return uris

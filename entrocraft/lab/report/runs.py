@@ -18,7 +18,7 @@ from entrocraft.lab.records import METRICS_FILE, RunError, read_records
 from entrocraft.methods import METHODS, follows_target
 
 _SEED_SUFFIX = re.compile(r"(?:^|[-_ ./])(?:seed|s)[-_=]?(\d+)$", re.IGNORECASE)
-_NO_SETTINGS = ("seed", "name", "output", "command", "resume", "cache_dir", "save_every")
+_OTHER = ("seed", "name", "output", "command", "resume", "cache_dir", "save_every")
 _RENAMED = {"uniform_groups": "constant_reward_groups", "renormalise": "renormalize"}
 
 
@@ -26,20 +26,15 @@ _RENAMED = {"uniform_groups": "constant_reward_groups", "renormalise": "renormal
 class Run:
     """One training run.
 
-    Attributes:
-        path: the run directory.
-        name: ``name`` of the configuration, else the directory's name.
-        config: the configuration as a nested mapping, empty when there is no ``config.yaml``.
-        frame: one row per logged optimizer step (the index, ascending), one column per metric; NaN
-            where it was not logged or not finite. Entropies are in nats per token.
-        group: the name without its seed: ``tilt-seed3`` and ``tilt_s3`` (seed 3) are both ``tilt``.
+    ``frame`` has one row per logged optimizer step (its index, ascending) and one column per
+    metric, NaN where it was not logged or not finite; entropies are in nats per token.
     """
 
     path: Path
-    name: str
-    config: dict[str, Any]
+    name: str  # of the configuration, else of the directory
+    config: dict[str, Any]  # nested; empty when there is no config.yaml
     frame: pd.DataFrame
-    group: str = ""
+    group: str = ""  # the name without its seed: tilt-seed3 and tilt_s3 are both tilt
 
     def __post_init__(self) -> None:
         match = _SEED_SUFFIX.search(self.name)
@@ -61,11 +56,6 @@ class Run:
         """Whether ``key`` was logged at least once."""
         return bool(self.column(key).notna().any())
 
-    def target_at(self, steps: np.ndarray) -> np.ndarray:
-        """Return the target (nats per token) at ``steps``, interpolated; NaN if never logged."""
-        logged_at, target = self.points("entropy/target")
-        return np.interp(steps, logged_at, target) if len(target) else np.full(len(steps), np.nan)
-
     @property
     def control(self) -> dict[str, Any]:
         """The ``control`` section of the configuration, empty when there is none."""
@@ -80,33 +70,31 @@ class Run:
 
     @property
     def controlled(self) -> bool:
-        """Whether the method steers entropy, so that the logged target is more than a reference.
-
-        A run whose configuration names no rule counts when it logged a pressure other than zero.
-        """
+        """Whether the method steers entropy, so that the logged target is more than a reference."""
         if "rule" in self.control:
             return self.rule is not None and (self.rule not in METHODS or follows_target(self.rule))
-        return bool((self.points("entropy/pressure")[1] != 0).any())
+        return bool((self.points("entropy/pressure")[1] != 0).any())  # a guess without a config
 
     @property
     def seed(self) -> int | None:
         """The seed of the run, None when the configuration does not say."""
         seed = self.config.get("seed")
-        return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+        return seed if type(seed) is int else None
 
     @property
     def command(self) -> str | None:
         """The shell command that started the run, when the configuration kept it."""
         command = self.config.get("command")
-        return shlex.join(map(str, command)) if isinstance(command, list) else command
+        return (
+            shlex.join(map(str, command)) if isinstance(command, list) else command and str(command)
+        )
 
 
 def load_run(path: str | Path) -> Run:
     """Load a run directory, of a run that has ended or is still going.
 
     Raises:
-        RunError: no such directory, no complete record yet, or a file that cannot be read; the
-            message names the file, the line and what to do.
+        RunError: there is no complete record yet, or a file that cannot be read; see its message.
     """
     path = Path(path)
     file = path / METRICS_FILE
@@ -114,8 +102,7 @@ def load_run(path: str | Path) -> Run:
         raise RunError(f"{path} is not a directory; give the run directory with {METRICS_FILE}")
     if not file.is_file():
         raise RunError(f"{file} does not exist; training writes it at its first optimizer step")
-    records = read_records(file, strict=True)
-    if not records:
+    if not (records := read_records(file, strict=True)):
         raise RunError(f"{file} holds no complete record yet; wait for the first optimizer step")
     config = _read_config(path / "config.yaml")
     frame = pd.DataFrame(records).set_index("step").astype(float)
@@ -127,28 +114,23 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Load the runs of one report; runs share a group only if nothing but the seed differs.
 
     Runs of one name with other settings get these into their names, as in "tilt, steps=30"; runs
-    of the same settings and seed get their directories.
-
-    Raises:
-        RunError: a run cannot be read, or is given twice; see `load_run`.
+    of the same settings and seed get their directories. Raises RunError as `load_run` does, and for
+    a run that is given twice.
     """
     places = [Path(path).resolve() for path in paths]
     if twice := [place for place in places if places.count(place) > 1]:
         raise RunError(f"{twice[0]} is given twice; give each run once")
     runs = [load_run(path) for path in paths]
     for members in grouped(runs).values():
-        rows = list(differing_settings(members).items())
-        kinds = len(set(zip(*(row for _, row in rows), strict=True)))
-        while len(rows) > 1 and len(set(zip(*(r for _, r in rows[:-1]), strict=True))) == kinds:
-            rows.pop()  # the others tell the runs apart without it
-        for i, run in enumerate(members if rows else ()):
-            shown = (f"{key.rpartition('.')[2]}={row[i]}" for key, row in rows)
+        settings = differing_settings(members)
+        for i, run in enumerate(members if settings else ()):
+            shown = (f"{key.rpartition('.')[2]}={row[i]}" for key, row in settings.items())
             run.group = ", ".join([run.group, *shown])
             run.name = run.group if run.seed is None else f"{run.group} seed{run.seed}"
     for members in grouped(runs).values():
-        seeds = [run.seed for run in members]
+        seeds = [run.seed for run in members if run.seed is not None]
         for run in members:
-            if run.seed is not None and seeds.count(run.seed) > 1:
+            if seeds.count(run.seed) > 1:
                 run.name = run.group = f"{run.group} ({run.path})"
     return runs
 
@@ -163,11 +145,8 @@ def grouped(runs: Sequence[Any]) -> dict[str, list[Any]]:
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Return dotted key -> its value in each run, for settings that are not the same in all."""
-    settings = [
-        flat_keys({k: v for k, v in run.config.items() if k not in _NO_SETTINGS}) for run in runs
-    ]
-    keys = dict.fromkeys(key for one in settings for key in one)
-    rows = {key: [str(one.get(key)) for one in settings] for key in keys}
+    settings = [flat_keys({k: v for k, v in r.config.items() if k not in _OTHER}) for r in runs]
+    rows = {key: [str(one.get(key)) for one in settings] for keys in settings for key in keys}
     return {key: row for key, row in rows.items() if len(set(row)) > 1}
 
 
@@ -178,9 +157,8 @@ def _read_config(file: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}, line {mark.line + 1}" if mark else str(file)
         raise RunError(f"{where}: not valid YAML; correct or remove the file") from None
-    if not isinstance(config or {}, dict):
+    if not isinstance(config := config or {}, dict):
         raise RunError(f"{file}: expected a mapping such as 'name: my-run'; correct the file")
-    config = config or {}
     if isinstance(config.get("control"), dict):
         config["control"] = {_RENAMED.get(k, k): v for k, v in config["control"].items()}
     return config

@@ -1,7 +1,6 @@
 """How every figure of the project looks: one color per method, type and axes.
 
-The palette is Okabe and Ito's (2008), which stays apart under the common color deficiencies,
-without its yellow, which vanishes on white.
+The palette is Okabe and Ito's (2008), safe for color-blind readers, without its yellow.
 """
 
 from __future__ import annotations
@@ -34,35 +33,31 @@ _OTHERS = (ORANGE, SKY, PURPLE, GREEN)
 def color_of(name: str) -> str:
     """Return the color of a method, the same in every figure of the project.
 
-    tilt, sign, switch and plain RL ("GRPO", "plain") have colors of their own; any other name has
-    one of four by its checksum.
+    tilt, sign, switch and plain RL have colors of their own, other names one of four by checksum.
     """
-    known = _METHODS.get(name.strip().lower())
-    return known or _OTHERS[zlib.crc32(name.encode()) % len(_OTHERS)]
+    return _METHODS.get(name.strip().lower()) or _OTHERS[zlib.crc32(name.encode()) % len(_OTHERS)]
 
 
 def looks_of(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return name -> ``color`` and ``linestyle`` in one report, where no two names may look alike.
+    """Return name -> ``color`` and ``linestyle`` for one report, in which no two names look alike.
 
-    A name whose color another one has takes the next free color of the palette; beyond six names
-    dashes tell apart those that share a color.
+    A name whose color is taken has the next free one of the palette, beyond six names other dashes.
     """
     looks: dict[str, dict[str, Any]] = {}
     for name in sorted(names, key=lambda name: name.strip().lower() not in _METHODS):
         taken = [look["color"] for look in looks.values()]
         color = min([color_of(name), *PALETTE], key=taken.count)
-        dash = DASHES[taken.count(color) % len(DASHES)]
-        looks[name] = {"color": color, "linestyle": dash}
+        looks[name] = {"color": color, "linestyle": DASHES[taken.count(color) % len(DASHES)]}
     return {name: looks[name] for name in names}
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """Draw and save inside this context; matplotlib's own settings are put back afterwards."""
-    with mpl.rc_context(fname=Path(__file__).with_name("entrocraft.mplstyle")):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")  # any script
-            yield
+    sheet = Path(__file__).with_name("entrocraft.mplstyle")
+    with mpl.rc_context(fname=sheet), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in any script
+        yield
 
 
 def empty_figure(width: float, height: float) -> Figure:

@@ -16,7 +16,7 @@ FINAL_STEPS = 20  # steps averaged for the final reward
 
 @dataclass(frozen=True)
 class PassAtK:
-    """pass@k at the first and the last evaluation."""
+    """pass@k at the first and the last evaluation, and at which steps these were."""
 
     first: float
     last: float
@@ -44,18 +44,15 @@ class Summary:
     tracking_error: float | None  # mean absolute distance of the probe from the target
     tracking_bias: float | None  # the same with its sign: positive above the target
     tracking_end: float | None  # signed distance of the last probe point
-    tracking_points: int
     probe_stderr: float | None  # mean standard error of these probe points
     tracking_error_measured: float | None  # of the training batches, their sampling noise included
     target_start: float | None  # first target logged
     final_reward: float | None  # mean of the last 20 steps that logged one
-    final_reward_steps: int
     pass_at: dict[str, PassAtK]  # "pass@1", "pass@8", ... in the order of k
     kept_fraction: float | None  # mean share of the rollouts that entered the update
     saturated_share: float | None  # of the steps: pressure at its limit, or entropy off its band
     entropy_start: float | None  # first probe; without two probes, mean of five training batches
     entropy_end: float | None
-    entropy_source: str | None  # "probe" or "measured", what the last two are read from
 
 
 def summarize(run: Run) -> Summary:
@@ -63,8 +60,7 @@ def summarize(run: Run) -> Summary:
     schedule = run.control.get("schedule")
     distance, measured = _distances(run, "entropy/probe"), _distances(run, "entropy/measured")
     stderr = run.column("entropy/probe_stderr")[distance.index]
-    rewards = run.column("reward").dropna()[-FINAL_STEPS:]
-    start, end, source = _ends(run)
+    start, end = _ends(run)
     return Summary(
         name=run.name,
         group=run.group,
@@ -78,25 +74,23 @@ def summarize(run: Run) -> Summary:
         tracking_error=_mean(distance.abs()),
         tracking_bias=_mean(distance),
         tracking_end=_at(distance, -1),
-        tracking_points=len(distance),
         probe_stderr=_mean(stderr),
         tracking_error_measured=_mean(measured.abs()),
         target_start=_at(run.column("entropy/target"), 0),
-        final_reward=_mean(rewards),
-        final_reward_steps=len(rewards),
+        final_reward=_mean(run.column("reward").dropna()[-FINAL_STEPS:]),
         pass_at={f"pass@{k}": _pass_at(run, k) for k in pass_ks(run)},
         kept_fraction=_mean(run.column("entropy/kept_fraction")),
         saturated_share=_mean(run.column("entropy/saturated")) if run.controlled else None,
         entropy_start=start,
         entropy_end=end,
-        entropy_source=source,
     )
 
 
 def _distances(run: Run, key: str) -> pd.Series:
-    """Return the signed distances to the target at the steps after the burn-in."""
-    entropy = run.column(key).dropna()
-    return (entropy - run.target_at(entropy.index.to_numpy()))[entropy.index > BURN_IN].dropna()
+    """Return the signed distances to the target, interpolated by step, after the burn-in."""
+    entropy, target = run.column(key).dropna(), run.column("entropy/target").dropna()
+    late = entropy.loc[BURN_IN + 1 :]
+    return late - np.interp(late.index, target.index, target) if len(target) else late[:0]
 
 
 def pass_ks(run: Run) -> list[int]:
@@ -110,11 +104,11 @@ def _pass_at(run: Run, k: int) -> PassAtK:
     return PassAtK(float(values[0]), float(values[-1]), int(steps[0]), int(steps[-1]))
 
 
-def _ends(run: Run) -> tuple[float | None, float | None, str | None]:
+def _ends(run: Run) -> tuple[float | None, float | None]:
     probe, measured = (run.column(f"entropy/{key}").dropna() for key in ("probe", "measured"))
-    if len(probe) >= 2 or (len(probe) and not len(measured)):
-        return _at(probe, 0), _at(probe, -1), "probe"
-    return _mean(measured[:5]), _mean(measured[-5:]), "measured" if len(measured) else None
+    if len(probe) >= 2 or not len(measured):
+        return _at(probe, 0), _at(probe, -1)
+    return _mean(measured[:5]), _mean(measured[-5:])
 
 
 def _at(values: pd.Series, position: int) -> float | None:

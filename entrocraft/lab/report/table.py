@@ -15,19 +15,17 @@ from entrocraft.lab.report.runs import grouped
 from entrocraft.lab.report.summary import Summary
 from entrocraft.lab.statistics import NOTE, Interval, interval
 
-_NUMBERS: tuple[str, ...] = ("entropy_start", "entropy_end", "tracking_error", "final_reward")
-_NUMBERS += ("kept_fraction", "saturated_share", "seconds")
+_ENDS = ("entropy_start", "entropy_end")
+_NUMBERS = ("tracking_error", "final_reward", "kept_fraction", "saturated_share", "seconds", *_ENDS)
 _NOT_STEERED = "* not steered: distance from a schedule that is drawn for reference only"
 
 
 def group_table(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
     """Return the numbers of every method as data, ready for JSON: one mapping per group.
 
-    Keys: ``group``, ``seeds`` (those that are named), ``runs`` (how many), ``steered``, and one
-    mapping ``center``, ``low``, ``high``, ``n`` (see `entrocraft.lab.statistics.Interval`), or None
-    where nothing was logged, for ``entropy_start``, ``entropy_end`` and ``tracking_error`` (nats
-    per token), ``final_reward``, ``kept_fraction`` and ``saturated_share`` (0 to 1), ``seconds``
-    (wall time of a run), and every ``pass@k`` at the last and ``pass@k_start`` at the first
+    Keys: ``group``, ``seeds`` (those that are named), ``runs`` (how many), ``steered``; and, as a
+    mapping of an `entrocraft.lab.statistics.Interval` or None, the numbers of a `Summary`
+    (``entropy_start`` to ``seconds``), ``pass@k`` of the last and ``pass@k_start`` of the first
     evaluation.
     """
     rows, keys = [], dict.fromkeys(key for s in summaries for key in s.pass_at)
@@ -37,8 +35,8 @@ def group_table(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
             at = [s.pass_at[key] for s in runs if key in s.pass_at]
             numbers |= {key: interval(x.last for x in at)}
             numbers |= {f"{key}_start": interval(x.first for x in at)}
-        row: dict[str, Any] = {"group": name, "runs": len(runs)}
-        row["seeds"] = sorted({s.seed for s in runs if s.seed is not None})
+        seeds = sorted({s.seed for s in runs if s.seed is not None})
+        row: dict[str, Any] = {"group": name, "seeds": seeds, "runs": len(runs)}
         row["steered"] = all(s.controlled for s in runs)
         rows.append(row | {key: number and asdict(number) for key, number in numbers.items()})
     return rows
@@ -47,21 +45,17 @@ def group_table(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
 def render_table(summaries: Sequence[Summary]) -> Table:
     """Return the table for a terminal; print it with ``rich.console.Console().print(table)``."""
     header, rows, notes = text_table(summaries)
-    layout: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False}
-    layout |= {"caption": "\n".join(notes) or None, "caption_justify": "left"}
-    table = Table(padding=(0, 1, 0, 0), **layout)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.caption, table.caption_justify = "\n".join(notes) or None, "left"
     for i, title in enumerate(header):
         table.add_column(title, justify="right" if i else "left", overflow="fold")
     for row in rows:
-        # Text, not str: square brackets in a name are not rich markup
+        # Text: square brackets in a name are not rich markup
         table.add_row(*(Text("\n".join(filter(None, cell))) for cell in row))
     return table
 
 
-Cell = tuple[str, str]
-
-
-def text_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[Cell]], list[str]]:
+def text_table(summaries: Sequence[Summary]) -> tuple[list[str], list[Any], list[str]]:
     """Return (header, rows, notes) of the table; a cell is a number and what belongs below it.
 
     Columns without a number in any row are left out.
@@ -88,7 +82,7 @@ def text_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[Cell]
     return ["run", *columns, "time"], cells, notes
 
 
-def _cell(row: dict[str, Any], key: str, spec: str, start: str) -> Cell:
+def _cell(row: dict[str, Any], key: str, spec: str, start: str) -> tuple[str, str]:
     if row[key] is None:
         return "–", ""
     number, _, spread = format(Interval(**row[key]), spec).partition(" ")

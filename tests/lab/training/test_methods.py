@@ -1,5 +1,6 @@
 """Peers by name in a training's configuration."""
 
+import pandas as pd
 import pytest
 
 from entrocraft import EntropyController
@@ -66,7 +67,7 @@ def test_rules_stay_the_controllers():
 
 def test_the_report_knows_which_peers_steer(tmp_path):
     def steered(rule):
-        return Run(tmp_path, "x", {"control": {"rule": rule}}, None, {}, []).controlled
+        return Run(tmp_path, "x", {"control": {"rule": rule}}, pd.DataFrame()).controlled
 
     assert steered("entropic")
     assert steered("tilt")

@@ -16,10 +16,10 @@ import yaml
 from entrocraft.lab.cli import main
 from entrocraft.lab.models import WarmStartConfig
 from entrocraft.lab.parsing import config_from_mapping
+from entrocraft.lab.records import read_records
 from entrocraft.lab.tasks import get_task
 from entrocraft.lab.training.config import TaskConfig, TrainConfig
 from entrocraft.lab.training.directory import RunDirectory
-from entrocraft.lab.training.recorder import read_records
 from entrocraft.lab.training.run import prepare_model
 from entrocraft.lab.training.trainer import trainer_arguments
 from tests.lab.training.runs import config_file, keys, make_home
