@@ -122,17 +122,16 @@ class Bench:
     ) -> tuple[dict[Tensor, Tensor], float]:
         """Take one optimizer step on the batch with these advantages (B,), as the trainer does.
 
-        The ratio is to `old_logprobs` (B, T), or to the present policy's; a `clip` of None does not
-        clip it. Returned are the optimizer's gradient, and the factor of clipping by norm in it.
+        With `old_logprobs` (B, T) the ratio is to them, in the range `clip`, or in any if None.
+        Returned are the optimizer's gradient, and the factor of clipping by norm in it.
         """
         trainer, batch = self.trainer, dict(self._batch, advantages=advantages)
-        if old_logprobs is not None and "old_logps" in batch:
-            batch["old_logps"] = (old_logprobs * batch["completion_mask"]).sum(1)
-        elif old_logprobs is not None:
-            batch["old_per_token_logps"] = old_logprobs
-        self.model.train()
         before = trainer.epsilon_low, trainer.epsilon_high
-        trainer.epsilon_low = trainer.epsilon_high = 1e9 if clip is None else clip
+        if old_logprobs is not None:  # as GRPO and as RLOO call it
+            batch["old_per_token_logps"] = old_logprobs
+            batch["old_logps"] = (old_logprobs * batch["completion_mask"]).sum(1)
+            trainer.epsilon_low = trainer.epsilon_high = 1e9 if clip is None else clip
+        self.model.train()
         for part in split_tensor_dict(batch, self._count):
             with trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(trainer.model_wrapped, part)

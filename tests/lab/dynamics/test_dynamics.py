@@ -1,23 +1,30 @@
 """The study behind `entrocraft dynamics`: theorem, statistics, held updates, the command."""
 
-import copy
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
-from entrocraft.lab.dynamics.anchor import step_direction
-from entrocraft.lab.dynamics.authority import RULES, count_updates
-from entrocraft.lab.dynamics.patterns import KINDS, draw_keep, try_patterns
-from entrocraft.lab.dynamics.statistics import bootstrap, explained, fit_line, sign_agreement
 
 from entrocraft.effects import token_statistics
 from entrocraft.lab.cli import main
+from entrocraft.lab.dynamics import trials
 from entrocraft.lab.dynamics.bench import Bench
 from entrocraft.lab.dynamics.config import DynamicsConfig
-from entrocraft.lab.dynamics.summary import predictions_of, summarize
+from entrocraft.lab.dynamics.figure import draw
+from entrocraft.lab.dynamics.summary import (
+    _interval,
+    explained,
+    leave_one_out,
+    predictions_of,
+    read_results,
+    sign_agreement,
+    summarize,
+)
 from entrocraft.lab.dynamics.theorem import check_theorem, output_space_baseline
+from entrocraft.lab.dynamics.trials import KINDS, LEVELS, RULES, draw_keep, try_patterns
 from entrocraft.lab.models import ReasonerConfig, build_reasoner, build_tokenizer
 
 
@@ -82,75 +89,29 @@ def test_a_nearly_certain_token_has_a_finite_baseline_and_a_certain_one_meets_th
     assert bool((logprob > baseline).all())
 
 
-def test_the_head_in_chunks_gives_the_same_baseline(monkeypatch):
+def test_chunks_of_positions_give_the_same_baseline(monkeypatch):
     from entrocraft.lab.dynamics import theorem
 
-    hidden = torch.randn(23, 4, generator=torch.Generator().manual_seed(0))
-    head = torch.nn.Linear(4, 9)
-    tokens = torch.arange(23) % 9
-    whole = output_space_baseline(head(hidden), tokens)
+    logits, tokens = some_logits(1.0)
+    whole = output_space_baseline(logits, tokens)
     monkeypatch.setattr(theorem, "_CHUNK_ELEMENTS", 50)
-    parts = output_space_baseline(hidden, tokens, project=head)
-    for one, other in zip(whole, parts, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    for one, other in zip(whole, output_space_baseline(logits, tokens), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_counts_by_sign_of_the_advantage():
     logprob = torch.tensor([[-1.0, -1.0], [-1.0, -1.0], [-1.0, 0.0], [-1.0, -1.0]])
     baseline = torch.tensor([[-2.0, -0.5], [-2.0, -9.0], [0.5, 0.0], [-9.0, -9.0]])
-    opposed = torch.tensor([[0.1, -0.2], [0.1, 0.3], [-0.1, 5.0], [1.0, 1.0]])
+    sensitivity = -torch.tensor([[0.1, -0.2], [0.1, 0.3], [-0.1, 5.0], [1.0, 1.0]])
     mask = torch.tensor([[True, True], [True, True], [True, False], [True, True]])
-    found = check_theorem(
-        logprob, baseline, opposed, mask, advantages=torch.tensor([1.0, 2.0, -1.0, 0.0])
+    up, down = check_theorem(
+        logprob, baseline, sensitivity, mask, advantages=torch.tensor([1.0, 2.0, -1.0, 0.0])
     )
-    up, down = found["positive"], found["negative"]
+    assert (up["advantage"], down["advantage"]) == ("positive", "negative")
     assert (up["tokens"], up["tokens_met"], up["sequences"]) == (4, 3, 2)
-    # the first sequence meets Theorem 2 by its sums, yet its entropy change goes the other way
+    # the first sequence meets Theorem 2 by its sums, although its entropy change goes the other way
     assert (up["sequences_met"], up["sequences_opposed"], up["sequences_all_met"]) == (2, 1, 1)
-    assert up["sequences_met_opposed"] == 1
     assert (down["tokens"], down["tokens_met"], down["sequences_met"]) == (1, 0, 0)
-
-
-# ------------------------------------------------------------------ the anchor
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda ps: torch.optim.AdamW(ps, lr=0.01, weight_decay=0.1),
-        lambda ps: torch.optim.Adam(ps, lr=0.01, betas=(0.8, 0.9)),
-        lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, nesterov=True),
-    ],
-)
-def test_the_step_direction_is_the_derivative_of_the_real_next_step(make):
-    generator = torch.Generator().manual_seed(0)
-
-    def draw():
-        return torch.randn(7, generator=generator, dtype=torch.float64)
-
-    parameter = draw().requires_grad_()
-    optimizer = make([parameter])
-    for _ in range(3):
-        parameter.grad = 0.2 * draw()
-        optimizer.step()
-    state, start = copy.deepcopy(optimizer.state_dict()), parameter.detach().clone()
-    slope, gradient, change = draw(), 3.0 * draw(), draw()  # larger than what came before
-
-    def moved(grad):
-        with torch.no_grad():
-            parameter.copy_(start)
-        optimizer.load_state_dict(copy.deepcopy(state))
-        parameter.grad = grad.clone()
-        optimizer.step()
-        return float(slope @ (parameter.detach() - start))
-
-    small = 1e-5
-    real = (moved(gradient + small * change) - moved(gradient - small * change)) / (2 * small)
-    with torch.no_grad():
-        parameter.copy_(start)
-    optimizer.load_state_dict(copy.deepcopy(state))
-    direction = step_direction(optimizer, {parameter: slope}, {parameter: gradient})
-    assert -float(direction[parameter].double() @ change) == pytest.approx(real, rel=1e-4)
 
 
 # ---------------------------------------------------------------- statistics
@@ -163,46 +124,48 @@ def test_explained_share_and_sign_agreement():
     assert sign_agreement(np.array([0.1, -0.1, -0.1, 0.1]), y) == 0.5
     assert np.isnan(explained(y, np.ones(4)))
     # knowing each group's mean explains much of the whole and nothing inside the groups
-    groups = np.array([0, 1, 0, 1])
     means = np.array([1.5, -1.5, 1.5, -1.5])
     assert explained(means, y) == pytest.approx(0.9)
-    assert explained(means, y, groups) == 0
+    assert explained(means, y, means) == 0
 
 
 def test_the_line_of_the_others_is_what_refitting_gives():
     generator = np.random.default_rng(0)
     x = generator.normal(size=12)
     y = 0.3 + 2 * x + generator.normal(size=12)
-    fitted, left_out = fit_line(x, y)
-    slope, offset = np.polyfit(x, y, 1)
-    np.testing.assert_allclose(fitted, offset + slope * x)
+    left_out = leave_one_out(x, y)
     for i in range(12):
         slope, offset = np.polyfit(np.delete(x, i), np.delete(y, i), 1)
         assert left_out[i] == pytest.approx(offset + slope * x[i])
-    np.testing.assert_allclose(fit_line(np.ones(12), y)[0], y.mean())
+    np.testing.assert_allclose(leave_one_out(np.ones(12), y), (y.sum() - y) / 11)
 
 
 def test_the_interval_covers_the_value_and_is_reproducible():
     generator = np.random.default_rng(1)
     y = generator.normal(size=60)
     predicted = y + 0.3 * generator.normal(size=60)
-    low, high = bootstrap(explained, predicted, y)
+    low, high = _interval(explained, predicted, y)
     assert low < explained(predicted, y) < high
-    assert (low, high) == bootstrap(explained, predicted, y)
+    assert (low, high) == _interval(explained, predicted, y)
+    # percentiles of 2000 draws of pairs
+    draws = np.random.default_rng(0).integers(0, 60, (2000, 60))
+    values = [explained(predicted[draw], y[draw]) for draw in draws]
+    np.testing.assert_allclose((low, high), np.percentile(values, [2.5, 97.5]))
 
 
 def test_the_gain_is_fitted_to_the_cheap_levels_only():
     generator = np.random.default_rng(2)
-    rows = [
-        {"stage": stage, "sampled": x, "gradient": x, "realized": gain * x + 0.1 * stage}
-        for stage, gain in ((10, 2.0), (50, -3.0))
-        for x in generator.normal(size=8)
-    ]
-    assert list(predictions_of(rows, "gradient")) == ["unfitted"]
-    ways = predictions_of(rows, "sampled")
-    realized = np.array([row["realized"] for row in rows])
-    np.testing.assert_allclose(ways["fitted"], realized)
-    np.testing.assert_allclose(ways["left out"], realized)
+    frame = pd.DataFrame(
+        [
+            {"stage": stage, "sampled": x, "gradient": x, "post_update": gain * x + 0.1 * stage}
+            for stage, gain in ((10, 2.0), (50, -3.0))
+            for x in generator.normal(size=8)
+        ]
+    )
+    before = frame.copy()
+    np.testing.assert_array_equal(predictions_of(frame, "gradient"), frame["gradient"])
+    np.testing.assert_allclose(predictions_of(frame, "sampled"), frame["post_update"])
+    pd.testing.assert_frame_equal(frame, before)
 
 
 def test_every_second_pattern_is_random_and_the_others_keep_one_sign():
@@ -234,22 +197,23 @@ def home(tmp_path_factory):
     return root
 
 
-def keys(home, output, **changes):
+def keys(home, output, training=None, **changes):
     base = {
         "output": str(output),
-        "cache_dir": str(home / "cache"),
         "stages": [6, 8],
         "batches": 1,
         "patterns": 4,
-        "authority_batches": 1,
-        "inner_updates": [1, 2],
-        "clips": [0.2],
+        "reach_batches": 1,
         "probe_prompts": 8,
-        "prompts": 4,
-        "generations": 4,
-        "max_completion_length": 6,
         "learning_rate": 1e-3,
         "task": {"name": "chain_sum", "train_size": 20},
+        "training": {
+            "cache_dir": str(home / "cache"),
+            "prompts": 4,
+            "generations": 4,
+            "max_completion_length": 6,
+        }
+        | (training or {}),
     }
     return base | changes
 
@@ -276,22 +240,26 @@ def test_the_command_writes_everything_and_goes_on_where_it_was_stopped(
 ):
     from entrocraft.lab.dynamics import study
 
+    monkeypatch.setattr(trials, "INNER_UPDATES", (1, 2))
+    monkeypatch.setattr(trials, "CLIPS", (0.2,))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert command(home, tmp_path, keys(home, whole)) == 0
     shown = capsys.readouterr().out
     assert "dynamics.png" in shown
-    for name in ("config.yaml", "dynamics.json", "dynamics.png"):
-        assert (whole / name).exists(), name
+    assert {path.name for path in whole.iterdir()} - {".lock"} == {"dynamics.json", "dynamics.png"}
     results = json.loads((whole / "dynamics.json").read_text())
     assert results["config"]["model"] == str(home / "plain")
     assert len(results["patterns"]) == 8
-    assert len(results["authority"]) == 2 * len(RULES) * 2
+    assert len(results["reach"]) == 2 * len(RULES) * 2
     assert {row["stage"] for row in results["summary"]["patterns"]} == {6, 8, "all"}
     for row in results["patterns"]:
-        assert row["realized"] != 0
-        assert row["gradient"] == pytest.approx(row["realized"], abs=0.01)
+        assert row["post_update"] != 0
+        assert row["gradient"] == pytest.approx(row["post_update"], abs=0.01)
+    for row in results["summary"]["reach"]:
+        if row["rule"] == "plain":
+            assert row["probe_against_plain"] == 0
 
-    # stopped before the last authority part
+    # stopped before the last part
     tried = study.try_rules
 
     def stop(bench, *rest):
@@ -301,7 +269,7 @@ def test_the_command_writes_everything_and_goes_on_where_it_was_stopped(
 
     monkeypatch.setattr(study, "try_rules", stop)
     assert command(home, tmp_path, keys(home, stopped)) == 130
-    assert not (stopped / "dynamics.json").exists()
+    assert "summary" not in json.loads((stopped / "dynamics.json").read_text())
 
     seen = []
 
@@ -320,7 +288,7 @@ def test_the_command_writes_everything_and_goes_on_where_it_was_stopped(
     assert command(home, tmp_path, keys(home, stopped)) == 0
     assert seen == [("try_rules", 8)], "only what was missing"
     again = json.loads((stopped / "dynamics.json").read_text())
-    for part in ("patterns", "theorem", "authority"):
+    for part in ("patterns", "theorem", "reach", "summary"):
         assert again[part] == results[part], "the same numbers as without a stop"
     assert command(home, tmp_path, keys(home, stopped)) == 0
     assert seen == [("try_rules", 8)], "a finished study computes nothing"
@@ -329,16 +297,23 @@ def test_the_command_writes_everything_and_goes_on_where_it_was_stopped(
     assert "learning_rate=0.001" in capsys.readouterr().err
 
 
+def test_a_training_run_is_not_written_into(home, tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    assert command(home, tmp_path, keys(home, tmp_path)) == 1
+    assert "holds a training run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"stages": [2]}, "not linear"),
-        ({"stages": [10, 11], "batches": 2}, "further apart"),
+        ({"stages": []}, "not linear"),
+        ({"stages": [10, 11], "batches": 2}, "steps apart"),
         ({"patterns": 1}, "patterns is 1"),
-        ({"authority_batches": 3}, "authority_batches is 3"),
-        ({"inner_updates": [4, 1]}, "rising order"),
-        ({"clips": [0.0]}, "above 0"),
-        ({"trainer": {"seed": 3}}, "own key"),
+        ({"reach_batches": 3}, "reach_batches is 3"),
+        ({"training": {"trainer": {"seed": 3}}}, "own key"),
+        ({"training": {"control": {"rule": "tilt"}}}, "training.control is set by the study"),
+        ({"training": {"promts": 3}}, "promts"),
     ],
 )
 def test_bad_input_is_named(home, tmp_path, changes, message, capsys):
@@ -346,7 +321,30 @@ def test_bad_input_is_named(home, tmp_path, changes, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def held(home, tmp_path, check, **changes):
+@pytest.mark.parametrize("name", ["dynamics-1e-4", "dynamics-3e-4"])
+def test_committed_results_are_read_and_drawn(name, tmp_path):
+    from entrocraft.lab.report import save_png
+
+    results = read_results(f"benchmarks/results/{name}.json")
+    again = summarize({part: results[part] for part in ("patterns", "theorem", "reach")})
+    for part, rows in again.items():
+        theirs = [row for row in results["summary"][part] if row.get("way") != "fitted"]
+        assert len(rows) == len(theirs)
+        if rows:
+            mine, other = pd.DataFrame(rows), pd.DataFrame(theirs)
+            names = ("level", "stage", "advantage", "rule", "direction", "clip", "updates")
+            keys = [name for name in names if name in mine]
+            mine, other = (
+                frame[mine.columns].fillna(-1.0).sort_values(keys, key=lambda c: c.astype(str))
+                for frame in (mine, other)
+            )
+            pd.testing.assert_frame_equal(
+                mine.reset_index(drop=True), other.reset_index(drop=True), check_dtype=False
+            )
+    assert save_png(draw(results), tmp_path / "figure.png").stat().st_size > 1e4
+
+
+def held(home, tmp_path, check, stages=(6, 8), **changes):
     """Run `check(bench)` in the middle of a real training and return its trainer."""
     from transformers import TrainerCallback
 
@@ -354,9 +352,9 @@ def held(home, tmp_path, check, **changes):
     from entrocraft.lab.tasks import get_task
     from entrocraft.lab.training.trainer import build_trainer
 
-    values = keys(home, tmp_path, **changes)
-    values["task"] = DynamicsConfig().task
-    config = DynamicsConfig(**values, model=str(home / "plain")).training()
+    values = keys(home, tmp_path, changes)
+    values |= {"task": DynamicsConfig().task, "stages": list(stages)}
+    config = DynamicsConfig(**values, model=str(home / "plain")).plain_training()
     model, tokenizer = load_model(config.model)
     task = get_task("chain_sum")
     trainer = build_trainer(
@@ -380,9 +378,9 @@ def held(home, tmp_path, check, **changes):
 def test_the_training_does_not_notice_that_it_was_looked_at(home, tmp_path, paid, changes):
     def look(bench):
         before = [p.clone() for p in bench.model.parameters()]
-        try_patterns(bench, 2, seed=0, offset=0, tick=lambda: None)
+        try_patterns(bench, 2, seed=0, offset=0)
         with bench.undone():
-            bench.update(torch.ones(16), old_logprobs=bench.old_logprobs(), clip=0.2)
+            bench.update(bench.advantages, bench.logprob, clip=0.2)
             assert any(
                 not torch.equal(a, b) for a, b in zip(before, bench.model.parameters(), strict=True)
             )
@@ -393,7 +391,9 @@ def test_the_training_does_not_notice_that_it_was_looked_at(home, tmp_path, paid
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("changes", [{}, {"micro_batch": 4}, {"algorithm": "rloo"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"micro_batch": 4}, {"algorithm": "rloo", "micro_batch": 4}]
+)
 def test_anchored_effects_are_the_derivative_of_real_updates(home, tmp_path, paid, changes):
     found = []
 
@@ -404,7 +404,7 @@ def test_anchored_effects_are_the_derivative_of_real_updates(home, tmp_path, pai
         def change(keep):
             before = bench.entropy()
             with bench.undone():
-                bench.update(keep)
+                bench.update(keep * bench.advantages)
                 return bench.entropy() - before
 
         half = torch.full((16,), 0.5)
@@ -419,33 +419,33 @@ def test_anchored_effects_are_the_derivative_of_real_updates(home, tmp_path, pai
     assert predicted == pytest.approx(real, rel=0.03)
 
 
-def test_an_undone_update_is_the_trainers_own(home, tmp_path, paid):
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_an_undone_update_is_the_trainers_own(home, tmp_path, paid, algorithm, micro_batch):
     """What the bench does to all rollouts is what TRL's loop does with the same batch."""
     seen = {}
 
     def look(bench):
         trainer = bench.trainer
         with bench.undone():
-            bench.update(torch.ones(16))
+            bench.update(bench.advantages)
             seen["mine"] = [p.detach().clone() for p in bench.model.parameters()]
         batch = dict(bench._batch)
         trainer._generate_and_score_completions = lambda inputs: dict(batch)
 
-    trainer = held(home, tmp_path / "a", look, stages=[6])
+    options = {"algorithm": algorithm, "micro_batch": micro_batch}
+    trainer = held(home, tmp_path / "a", look, stages=[6], **options)
     for mine, theirs in zip(seen["mine"], trainer.model.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs.detach(), rtol=1e-5, atol=1e-7)
-
-
-def test_work_is_counted():
-    assert count_updates([1, 4], [0.2, None]) == len(RULES) * 2 * 4
+        torch.testing.assert_close(mine, theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_summary_of_one_stage_has_no_pool():
     rows = [
-        {"stage": 6, "step": 6, "realized": 0.1 * i, "kind": "random", "kept": 0.5}
-        | dict.fromkeys(("sign", "sampled", "logit", "gradient", "anchored"), 0.1 * i)
+        {"stage": 6, "step": 6, "post_update": 0.1 * i, "kind": "random", "kept": 0.5}
+        | dict.fromkeys(LEVELS, 0.1 * i)
         for i in range(5)
     ]
-    found = summarize({"patterns": rows, "theorem": [], "authority": []})
+    found = summarize({"patterns": rows, "theorem": [], "reach": []})
     assert {row["stage"] for row in found["patterns"]} == {6}
     assert all(row["r2"] == pytest.approx(1) for row in found["patterns"])
+    assert found["reach"] == []

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from entrocraft.effects import token_statistics
-from entrocraft.lab.dynamics.gradient import GradientEffect, PolicyBatch
-from entrocraft.trl.head import TokenPolicy
+from entrocraft.lab.dynamics.gradient import PolicyBatch, TokenPolicy, push, read_gradient
 from tests.trl.runs import VOCABULARY, tiny_model
 
 WORDS, ROLLOUTS, LENGTH = 11, 6, 5
@@ -79,7 +78,7 @@ def loss_of(policy, batch, weights=1.0):
 
 
 def by_hand(policy, batch, direction):
-    """N c_jt <grad log pi, u>, one backward pass a token."""
+    """c_jt <grad log pi, u>, one backward pass a token."""
     logprobs = policy(*batch.inputs)[0]
     expected = torch.zeros_like(logprobs)
     for j, t in batch.mask.nonzero().tolist():
@@ -91,13 +90,15 @@ def by_hand(policy, batch, direction):
             for g, u in zip(gradients, direction.values(), strict=True)
             if g is not None
         )
-    return (int(batch.mask.sum()) * batch.coefficients * expected).detach()
+    return (batch.coefficients * expected).detach()
 
 
-def plain_direction(policy, batch, lr):
-    parameters = trainable(policy)
-    slopes = torch.autograd.grad(mean_entropy(policy, batch), parameters)
-    return {p: lr * h for p, h in zip(parameters, slopes, strict=True)}
+def some_direction(policy, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        p: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+        for p in trainable(policy)
+    }
 
 
 def assert_same(got, expected, rtol=1e-5):
@@ -106,17 +107,25 @@ def assert_same(got, expected, rtol=1e-5):
 
 
 def read(policy, batches, optimizer=None, lr=0.1, **options):
-    optimizer = optimizer or torch.optim.SGD(trainable(policy), lr=lr)
-    return GradientEffect(policy, optimizer, **options).read(batches)
+    # with a large eps the first step is not the mere sign of a gradient, which rounding can turn
+    optimizer = optimizer or torch.optim.AdamW(trainable(policy), lr=lr, eps=1.0)
+    return read_gradient(policy, optimizer, batches, **options)
 
 
-def test_sensitivity_is_the_slope_of_each_token_along_the_entropy_gradient():
+def test_the_push_is_the_slope_of_each_token_along_a_direction():
     policy = bag()
     batch = rollouts(coefficients=torch.rand(ROLLOUTS, LENGTH) + 0.5)
-    (sensitivity,) = read(policy, [batch]).sensitivity
-    expected = by_hand(policy, batch, plain_direction(policy, batch, 0.1))
+    direction = some_direction(policy)
+    found = batch.coefficients * push(policy, [batch], direction)
+    expected = by_hand(policy, batch, direction)
     assert int((expected == 0).sum()) == int((~batch.mask).sum()) > 0
-    assert_same(sensitivity, expected)
+    assert_same(found, expected)
+
+
+def test_effects_are_pushes_along_the_optimizers_direction():
+    policy, batch = bag(), rollouts(coefficients=torch.rand(ROLLOUTS, LENGTH) + 0.5)
+    reading = read(policy, [batch])
+    assert_same(reading.effects, by_hand(policy, batch, reading.response.direction))
 
 
 def change_by_step(policy, optimizer, batch, weights, max_norm=None):
@@ -133,50 +142,39 @@ def change_by_step(policy, optimizer, batch, weights, max_norm=None):
     return mean_entropy(policy, batch).item() - before, clip
 
 
-OPTIMISERS = {
-    "sgd": (torch.optim.SGD, {"lr": 1e-4}),
-    "momentum": (torch.optim.SGD, {"lr": 1e-4, "momentum": 0.9, "weight_decay": 0.1}),
-    "nesterov": (torch.optim.SGD, {"lr": 1e-4, "momentum": 0.8, "nesterov": True}),
-    "adam": (torch.optim.Adam, {"lr": 1e-6, "weight_decay": 0.01}),
-    "adamw": (torch.optim.AdamW, {"lr": 1e-6, "weight_decay": 0.3}),
-}
-
-
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 @pytest.mark.parametrize("max_norm", [None, 0.05])
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_a_real_step_changes_entropy_as_predicted(name, max_norm):
-    cls, options = OPTIMISERS[name]
+def test_a_real_step_changes_entropy_as_predicted(max_norm, weight_decay):
     policy, batch = bag(), rollouts()
-    optimizer = cls(policy.parameters(), **options)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=weight_decay)
     for seed in range(100):  # Adam's second moment outweighs what one batch adds to it
         optimizer.zero_grad()
         loss_of(policy, rollouts(seed + 1)).backward()
         optimizer.step()
     reading = read(policy, [batch], optimizer, max_grad_norm=max_norm)
     assert (reading.clip < 0.9) == (max_norm is not None)
-    response = reading.response
-    effects = batch.advantages * reading.sensitivity[0].sum(1) / batch.mask.sum()
-    drift = response.momentum_share * response.pending + response.decay
+    effects = batch.advantages * reading.effects.sum(1)
+    pending = reading.response.pending
     plain, clip = change_by_step(policy, optimizer, batch, torch.ones(ROLLOUTS), max_norm)
     assert reading.clip == pytest.approx(clip, rel=1e-4)
-    assert response.share * float(effects.sum()) + drift == pytest.approx(plain, rel=0.01)
+    assert float(effects.sum()) + pending == pytest.approx(plain, rel=0.01)
     for kept in torch.eye(ROLLOUTS).bool().logical_not():
         # what is dropped changes the norm, so the clipping that was foreseen is taken out
         real, clip = change_by_step(policy, optimizer, batch, kept, max_norm)
-        own = response.share * float(effects[kept].sum()) * clip / reading.clip
-        assert own + drift == pytest.approx(real, rel=0.03, abs=0.01 * abs(own))
-        lost = response.share * float(effects[~kept].sum())
-        if max_norm is None:  # neither drift nor decay hides what a rollout does by itself
+        own = float(effects[kept].sum()) * clip / reading.clip
+        assert own + pending == pytest.approx(real, rel=0.03, abs=0.01 * abs(own))
+        lost = float(effects[~kept].sum())
+        if max_norm is None:  # neither momentum nor decay hides what a rollout does by itself
             assert plain - real == pytest.approx(lost, rel=0.05, abs=0.01 * abs(own))
 
 
 @pytest.mark.parametrize("max_norm", [None, 1e-6])
 def test_the_very_first_step_of_adam(max_norm):
     policy, batch = bag(), rollouts()
-    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=0.0)
     reading = read(policy, [batch], optimizer, max_grad_norm=max_norm)
     # D is |g| and eps, of the clipped g: without the coming gradient nothing would bound it
-    predicted = (batch.advantages * reading.sensitivity[0].sum(1)).sum() / batch.mask.sum()
+    predicted = (batch.advantages * reading.effects.sum(1)).sum()
     everything = torch.ones(ROLLOUTS)
     real, _ = change_by_step(policy, optimizer, batch, everything, max_norm)
     assert float(predicted) == pytest.approx(real, rel=0.01)
@@ -191,42 +189,8 @@ def test_passes_add_up_to_one_batch(cuts, seed):
     options = {"max_grad_norm": 0.01}
     whole = read(policy, [batch], **options)
     cut = read(policy, parts, **options)
-    assert [len(rows) for rows in cut.sensitivity] == [len(p.mask) for p in parts]
-    assert_same(torch.cat(cut.sensitivity), whole.sensitivity[0])
+    assert_same(cut.effects, whole.effects)
     assert cut.clip == pytest.approx(whole.clip)
-
-
-def test_ranks_share_direction_and_clipping():
-    policy, batch = bag(), rollouts()
-    options = {"max_grad_norm": 0.01}
-    whole = read(policy, [batch], **options)
-    halves = [[part(batch, slice(0, 2))], [part(batch, slice(2, None))]]
-    stats = []
-    # later stats depend on the number of tokens: with it, the second round finds them all
-    for _ in range(3):
-        calls, readings = [[], []], []
-        for rank, half in enumerate(halves):
-
-            def reduce(tensor, own=calls[rank], stats=tuple(stats)):
-                own.append(tensor.clone())
-                return stats[len(own) - 1] if stats else tensor
-
-            readings.append(read(policy, half, reduce=reduce, **options))
-        stats = [a + b for a, b in zip(*calls, strict=True)]
-    assert_same(torch.cat([r.sensitivity[0] for r in readings]), whole.sensitivity[0])
-    assert [r.clip for r in readings] == pytest.approx([whole.clip] * 2)
-    assert whole.clip < 1
-
-
-def test_a_rank_without_rollouts_reduces_as_often_as_the_others():
-    policy, batch = bag(), rollouts()
-    counts = []
-    for batches in ([batch], []):
-        calls = []
-        reading = read(policy, batches, reduce=lambda tensor, c=calls: c.append(tensor) or tensor)
-        counts.append([tensor.shape for tensor in calls])
-    assert counts[0] == counts[1]
-    assert reading.sensitivity == []
 
 
 @pytest.mark.parametrize("by", ["requires_grad", "optimizer"])
@@ -234,31 +198,10 @@ def test_what_is_frozen_takes_no_part(by):
     policy, batch = bag(), rollouts()
     policy.embedding.requires_grad_(by != "requires_grad")
     moved = [*policy.inner.parameters(), policy.head.bias]
-    optimizer = torch.optim.SGD(moved, lr=0.1)
+    optimizer = torch.optim.AdamW(moved, lr=0.1)
     reading = read(policy, [batch], optimizer)
     assert {id(p) for p in reading.response.direction} == {id(p) for p in moved}
-    direction = {
-        p: u for p, u in plain_direction(policy, batch, 0.1).items() if any(p is m for m in moved)
-    }
-    assert_same(reading.sensitivity[0], by_hand(policy, batch, direction))
-
-
-def test_refresh_reuses_the_slope_but_not_the_pushes_nor_the_optimizer():
-    policy, passes = bag(), []
-    policy.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
-    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
-    effect = GradientEffect(policy, optimizer, refresh=2)
-    first, second, third = (rollouts(seed) for seed in (1, 2, 3))
-    slope = plain_direction(policy, first, 1.0)
-    passes.clear()
-    effect.read([first])
-    assert passes == [True, False]
-    optimizer.param_groups[0]["lr"] = 0.3
-    (reused,) = effect.read([second]).sensitivity
-    assert passes == [True, False, False]
-    effect.read([third])
-    assert passes == [True, False, False, True, False]
-    assert_same(reused, by_hand(policy, second, {p: 0.3 * h for p, h in slope.items()}))
+    assert_same(reading.effects, by_hand(policy, batch, reading.response.direction))
 
 
 @pytest.mark.parametrize("mode", ["train", "eval", "mixed"])
@@ -284,11 +227,10 @@ def test_nothing_of_the_trainer_is_changed(mode):
 
 def test_modes_come_back_after_an_error():
     policy, batch = bag(), rollouts()
-    effect = GradientEffect(policy, torch.optim.SGD(policy.parameters(), lr=0.1), refresh=9)
-    effect.read([batch])
+    direction = some_direction(policy)
     policy.train()
     with pytest.raises(IndexError):
-        effect.read([replace(batch, inputs=(batch.inputs[0] + WORDS,))])
+        push(policy, [replace(batch, inputs=(batch.inputs[0] + WORDS,))], direction)
     assert all(module.training for module in policy.modules())
 
 
@@ -297,31 +239,18 @@ def test_tokens_are_pushed_without_dropout():
     policy.train()
     reading = read(policy, [batch])
     policy.eval()
-    assert_same(reading.sensitivity[0], by_hand(policy, batch, reading.response.direction))
+    assert_same(reading.effects, by_hand(policy, batch, reading.response.direction))
 
 
 def test_a_caller_without_gradients_and_a_batch_without_tokens():
     policy, batch = bag(), rollouts()
-    expected = read(policy, [batch]).sensitivity[0]
+    expected = read(policy, [batch]).effects
     with torch.no_grad():
-        assert torch.equal(read(policy, [batch]).sensitivity[0], expected)
+        assert torch.equal(read(policy, [batch]).effects, expected)
     nothing = replace(batch, mask=torch.zeros_like(batch.mask))
     reading = read(policy, [nothing], max_grad_norm=1.0)
-    assert not bool(reading.sensitivity[0].any())
+    assert not bool(reading.effects.any())
     assert reading.clip == 1
-
-
-@pytest.mark.parametrize("refresh", [0, -1])
-def test_bad_refresh(refresh):
-    with pytest.raises(ValueError, match=f"refresh must be at least 1 decision, got {refresh}"):
-        read(bag(), [], refresh=refresh)
-
-
-def test_a_policy_that_nothing_can_move():
-    policy = bag()
-    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="no trainable parameter"):
-        GradientEffect(policy.requires_grad_(False), optimizer)
 
 
 # a causal language model as the policy
@@ -342,8 +271,7 @@ def texts(seed=0, rows=4, length=10, keep=6):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_token_policy_says_what_the_models_logits_say(temperature, tied, monkeypatch):
-    monkeypatch.setattr("entrocraft.trl.head._CHUNK_ELEMENTS", 5 * VOCABULARY)
+def test_token_policy_says_what_the_models_logits_say(temperature, tied):
     model = tiny_model(sharpness=3.0, tie_word_embeddings=tied)
     ids, attention, keep = texts().inputs
     logprobs, entropies = TokenPolicy(model, temperature)(ids, attention, keep)
@@ -374,9 +302,9 @@ def test_logits_of_minus_infinity_have_gradients():
     head.register_parameter("bias", nn.Parameter(torch.zeros(VOCABULARY), requires_grad=False))
     policy, batch = TokenPolicy(model), texts()
     head.bias[0] = -1e4  # no probability, but a finite logit
-    expected = read(policy, [batch]).sensitivity[0]
+    expected = read(policy, [batch]).effects
     head.bias[0] = -torch.inf
-    assert_same(read(policy, [batch]).sensitivity[0], expected)
+    assert_same(read(policy, [batch]).effects, expected)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -384,17 +312,8 @@ def test_tokens_of_a_transformer_by_hand(tied):
     policy = TokenPolicy(tiny_model(sharpness=3.0, tie_word_embeddings=tied).double(), 0.7)
     batch = texts(rows=3)
     reading = read(policy, [batch])
-    for p, h in plain_direction(policy, batch, 0.1).items():
-        assert_same(reading.response.direction[p], h, rtol=1e-4)
     expected = by_hand(policy, batch, reading.response.direction)
-    assert_same(reading.sensitivity[0], expected, rtol=1e-4)
-
-
-def test_gradient_checkpointing():
-    model = tiny_model(sharpness=3.0).train()
-    expected = read(TokenPolicy(model), [texts()]).sensitivity[0]
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    assert_same(read(TokenPolicy(model), [texts()]).sensitivity[0], expected)
+    assert_same(reading.effects, expected, rtol=1e-4)
 
 
 def test_adapters_alone_are_moved():
@@ -409,9 +328,7 @@ def test_adapters_alone_are_moved():
     policy, batch = TokenPolicy(model), texts(rows=2)
     reading = read(policy, [batch])
     assert {id(p) for p in reading.response.direction} == {id(p) for p in trainable(model)}
-    assert_same(
-        reading.sensitivity[0], by_hand(policy, batch, reading.response.direction), rtol=1e-4
-    )
+    assert_same(reading.effects, by_hand(policy, batch, reading.response.direction), rtol=1e-4)
 
 
 def correlation(a, b, mask):
@@ -423,8 +340,8 @@ def test_bfloat16_weights_keep_what_differences_would_lose():
     exact = TokenPolicy(copy.deepcopy(low.model).float())
     batch = texts(rows=8)
     truth = read(exact, [batch], lr=1e-3)
-    expected, direction = truth.sensitivity[0], truth.response.direction
-    ours = correlation(read(low, [batch], lr=1e-3).sensitivity[0], expected, batch.mask)
+    expected, direction = truth.effects, truth.response.direction
+    ours = correlation(read(low, [batch], lr=1e-3).effects, expected, batch.mask)
     naive = []
     for scale in (1.0, 10.0, 100.0):  # from lost in rounding to far from linear
         moved = copy.deepcopy(low)
