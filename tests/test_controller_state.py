@@ -1,7 +1,6 @@
 """The controller: randomness, purity and memory."""
 
 import json
-import math
 import warnings
 from dataclasses import replace
 
@@ -194,78 +193,3 @@ def test_plain_functions_resume_without_a_false_alarm():
         return controller(schedules.join([lambda step: 0.5, lambda step: 0.4], [10]))
 
     make().load_state_dict(make().state_dict())
-
-
-# ---------------------------------------------------------------- entrocraft 0.1.0
-
-
-def version_2(state):
-    """Write a state as entrocraft 0.1.0 did."""
-    return {
-        "version": 2,
-        "settings": "EntropyController(...) with RecedingHorizon(4, limit=8)",
-        "decisions": state["decisions"],
-        "goal": {"initial": state["initial"]},
-        "scale": state["scale"],
-        "feedback": {"saturated": True, "shortfall": -0.18},
-        "observer": state["feedback"] or controller().state_dict()["feedback"],
-        **state["monitor"],
-    }
-
-
-@pytest.mark.parametrize("rule", [*RULES, None])
-@pytest.mark.parametrize("cut", [0, 13])
-def test_a_state_of_the_first_version_is_read_with_one_warning(rule, cut):
-    first, second = make_steered(rule), make_steered(rule)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EntropyControlWarning)
-        for step in range(cut):
-            first.decide(make_batch(step))
-    old = json.loads(json.dumps(version_2(first.state_dict())))
-    with pytest.warns(EntropyControlWarning, match=r"entrocraft 0\.1\.0") as seen:
-        second.load_state_dict(old)
-    assert len(seen) == 1
-    assert seen[0].filename == __file__
-    assert second.state_dict() == first.state_dict()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EntropyControlWarning)
-        one, two = (steered.decide(make_batch(cut)) for steered in (first, second))
-    assert torch.equal(one.weights, two.weights)
-    assert one.metrics == two.metrics
-
-
-def test_a_state_of_the_first_version_as_it_was_written():
-    """Numbers of a real run, rounded: two decisions at the level `sampled`, seed 3."""
-    rows = [[0.0] * 8 for _ in range(8)]
-    for index, value in enumerate([1e-6, 1e-5, 7.29e-6, 210.0, 190.0, 3e-6, 5e-7, 8e-7]):
-        rows[index][index] = value
-    state = {
-        "version": 2,
-        "settings": "EntropyController(schedule=linear(initial, 0.8*initial, 30), rule='tilt', "
-        "effect='sampled', seed=3) with RecedingHorizon(4, limit=8)",
-        "decisions": 2,
-        "goal": {"initial": 0.9},
-        "scale": 0.0034,
-        "feedback": {"saturated": True, "shortfall": -0.0246},
-        "observer": {
-            "first": 0.9,
-            "first_gain": 12.5,
-            "mean": [0.8975, -0.0031, -0.0004, 12.6, 12.4, 0.0, 0.0, 0.899],
-            "covariance": rows,
-            "steps": 1.0,
-        },
-        "saturated_in_a_row": 2,
-        "warned": [],
-    }
-    steered = controller("linear(initial, 0.8*initial, 30)", seed=3)
-    with pytest.warns(EntropyControlWarning, match="read for one release"):
-        steered.load_state_dict(json.loads(json.dumps(state)))
-    assert steered.initial == 0.9
-    assert steered.state.decisions == 2
-    assert steered.state.monitor.saturated_in_a_row == 2
-    decision = steered.decide(make_batch(2, level=0.88))
-    assert decision.metrics["entropy/target"] == pytest.approx(0.9 - 0.18 * 2 / 30)
-    assert 0.88 < decision.metrics["entropy/estimate"] < 0.9
-    assert decision.metrics["entropy/gain_positive"] == pytest.approx(12.6, rel=0.2)
-    assert steered.state_dict()["version"] == 3
-    assert math.isfinite(decision.metrics["entropy/shortfall"])
