@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from entrocraft import EntropyController, EntropyControlWarning, RolloutBatch
-from entrocraft.feedback import ProportionalIntegral
-from entrocraft.selection.rules import Selection
-from tests.batches import RULES, controller, effects_of, make_batch, repeat
+from entrocraft import EntropyController, EntropyControlWarning, RolloutBatch, SelectionSettings
+from entrocraft.controller import PressureAndScale
+from entrocraft.feedback import Pressure
+from tests.batches import RULES, controller, effects_of, make_batch, nearby
 
 pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
 
@@ -34,9 +34,8 @@ def test_kept_effects_stay_close_to_their_expectation():
     ratios = []
     for seed in range(40):
         batch = make_batch(rows=128, seed=seed)
-        loop = ProportionalIntegral(proportional_gain=15.0, integral_gain=0.0)
-        steered = controller(0.53, seed=seed, feedback=loop)
-        effects, decision = effects_of(batch), steered.decide(batch)
+        effects, decision = effects_of(batch), nearby(0.008, batch, seed=seed).decide(batch)
+        assert decision.metrics["entropy/saturated"] == 0
         p = decision.probabilities
         assert float(p.mean()) < 0.95, "something must be left to chance"
         independent = float((p * (1 - p) * effects**2).sum().sqrt())
@@ -56,43 +55,66 @@ def test_the_decision_hangs_together():
         base = batch.advantages if rule != "switch" else 2 * batch.rewards - 1
         assert torch.equal(decision.advantages, base * decision.weights)
         assert decision.useful == int((decision.advantages != 0).sum())
-        votes = base != 0
-        kept = float((decision.weights[votes] > 0).double().mean())
+        active = base != 0
+        kept = float((decision.weights[active] > 0).double().mean())
         assert decision.metrics["entropy/kept_fraction"] == pytest.approx(kept)
+        assert decision.settings == {}
+        assert decision.extra is None
 
 
 @pytest.mark.parametrize("target", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("rule", ["tilt", "sign"])
 @pytest.mark.parametrize("effect", ["sign", "sampled", "logit"])
-def test_rollouts_without_an_advantage_are_kept_and_carry_no_vote(rule, effect, target):
+def test_rollouts_without_an_advantage_are_kept_and_count_for_nothing(rule, effect, target):
     batch = make_batch()
     silent = batch.advantages.clone()
     silent[::3] = 0
     without = replace(batch, advantages=silent)
-    decision = controller(target, rule=rule, effect=effect).decide(without)
+    decision = controller(target, rule, effect).decide(without)
     assert bool((decision.weights[silent == 0] == 1).all())
     assert bool((decision.probabilities[silent == 0] == 1).all())
     # neither their number nor their tokens' sensitivity changes what happens to the others
     shaken = torch.where(silent[:, None] == 0, 1e6, batch.sensitivity)
-    other = controller(target, rule=rule, effect=effect).decide(
-        replace(without, sensitivity=shaken)
-    )
+    other = controller(target, rule, effect).decide(replace(without, sensitivity=shaken))
     assert torch.equal(decision.weights, other.weights)
 
 
-def test_scale_ignores_rollouts_without_a_vote():
+def test_rollouts_without_tokens_count_for_nothing():
+    """A truncated rollout that the trainer masks has an advantage but nothing to train on."""
+    whole = make_batch(rows=16)
+    mask = whole.mask.clone()
+    mask[8:] = False
+    whole = replace(whole, mask=mask)
+    tensors = {name: value for name, value in vars(whole).items() if torch.is_tensor(value)}
+    part = replace(whole, **{name: value[:8] for name, value in tensors.items()})
+    with_empty, without = (controller(0.505, seed=3).decide(batch) for batch in (whole, part))
+    assert with_empty.metrics == pytest.approx(without.metrics)
+    assert with_empty.useful == without.useful
+    assert torch.equal(with_empty.weights[:8], without.weights)
+    assert bool((with_empty.weights[8:] == 1).all())
+
+
+def test_the_scale_is_a_slow_mean_over_active_rollouts():
     advantages = make_batch().advantages
     advantages[:20] = 0
-    batch, steered = make_batch(advantages=advantages), controller()
-    steered.decide(batch)
-    expected = float(effects_of(batch)[20:].abs().mean())
-    assert steered.state_dict()["scale"] == pytest.approx(expected)
+    first, second = make_batch(advantages=advantages), make_batch(1)
+    steered = controller()
+    steered.decide(first)
+    expected = float(effects_of(first)[20:].abs().mean())
+    assert steered.state.scale == pytest.approx(expected)
+    steered.decide(second)
+    expected = 0.9 * expected + 0.1 * float(effects_of(second)[second.advantages != 0].abs().mean())
+    assert steered.state.scale == pytest.approx(expected)
+    with pytest.warns(EntropyControlWarning, match="no rollout with a non-zero advantage"):
+        steered.decide(make_batch(2, advantages=torch.zeros(32)))
+    assert steered.state.scale == pytest.approx(expected), "a batch without effects teaches none"
 
 
 def test_rule_none_keeps_everything_and_still_observes():
     watcher, batch = controller(0.9, rule=None), make_batch(sensitivity=None, rewards=None)
     decision = watcher.decide(batch)
     assert watcher.effect is None
+    assert watcher.remeasure == 0
     assert torch.equal(decision.advantages, batch.advantages)
     assert bool((decision.weights == 1).all())
     assert bool((decision.probabilities == 1).all())
@@ -100,6 +122,7 @@ def test_rule_none_keeps_everything_and_still_observes():
     assert decision.metrics["entropy/measured"] == pytest.approx(
         batch.entropies[batch.mask].mean().item()
     )
+    assert decision.metrics["entropy/pressure"] == decision.metrics["entropy/saturated"] == 0
     bare = EntropyController(None, rule=None).decide(batch)
     assert "entropy/target" not in bare.metrics
     assert torch.equal(bare.advantages, batch.advantages)
@@ -115,42 +138,17 @@ def test_sign_and_switch_outside_and_inside_their_band():
         expected = torch.where(m * raw > 0, raw, 0.0) if m else batch.advantages
         assert torch.equal(switch.advantages, expected)
         assert sign.metrics["entropy/pressure"] == switch.metrics["entropy/pressure"] == -m
+        assert sign.metrics["entropy/saturated"] == abs(m)
         assert sign.metrics["entropy/low"] == pytest.approx(target - 0.1)
         assert sign.metrics["entropy/high"] == pytest.approx(target + 0.1)
 
 
-@pytest.mark.parametrize("renormalize", ["rollouts", "tokens"])
-def test_renormalization_restores_the_size_of_the_batch(renormalize):
-    batch = make_batch()
-    plain = controller(0.53).decide(batch)
-    scaled = controller(0.53, renormalize=renormalize).decide(batch)
-    size = torch.ones(32) if renormalize == "rollouts" else batch.mask.sum(1).double()
-    assert torch.equal(plain.weights > 0, scaled.weights > 0)
-    assert float((scaled.weights * size).sum()) == pytest.approx(float(size.sum()))
-    assert 1 < float(scaled.weights.max()) < 10
-
-
-def test_renormalization_counts_rejected_votes_only():
-    class NoDeadWeight:
-        name, effect, relay = "no-dead-weight", "sign", False
-
-        def select(self, ballot, pressure):
-            return Selection((ballot.advantages > 0).double(), ballot.advantages)
-
-    advantages = torch.tensor([1.0, -1.0, 0.0, 0.0] * 8)
-    steered = controller(rule=NoDeadWeight(), renormalize="rollouts")
-    decision = steered.decide(make_batch(advantages=advantages))
-    # 24 of 32 rollouts are kept or had nothing to say
-    np.testing.assert_allclose(decision.weights, [32 / 24, 0, 0, 0] * 8)
-
-
-def test_renormalization_is_bounded():
-    advantages = torch.full((32,), 1.0, dtype=torch.float64)
-    advantages[0] = -1
-    batch = make_batch(advantages=advantages)
-    with pytest.warns(EntropyControlWarning, match="saturated"):
-        _, decision = repeat(controller(0.9, rule="sign", renormalize="rollouts"), batch, 20)
-    assert decision.weights.max() == 10
+def test_what_a_rule_asks_an_adapter_for():
+    assert [controller(rule=rule).effect for rule in RULES] == ["sampled", "sign", "sign"]
+    assert controller(effect="logit").effect == "logit"
+    assert [controller(rule=rule).remeasure > 0 for rule in RULES] == [True, False, False]
+    assert controller(remeasure=0.25).remeasure == 0.25
+    assert controller(rule="sign", remeasure=1).remeasure == 1
 
 
 def test_metrics_are_finite_floats_and_complete():
@@ -159,16 +157,16 @@ def test_metrics_are_finite_floats_and_complete():
             "chosen_change", "predicted_change", "reachable_up", "reachable_down"}  # fmt: skip
     steered = controller("linear(initial, 0.2, 100)")
     for step in range(30):
-        batch = make_batch(step, level=1.0 - 0.01 * step, drift=-0.005)
+        batch = make_batch(step, level=1.0 - 0.008 * step)
         metrics = steered.decide(batch).metrics
         assert all(type(value) is float and math.isfinite(value) for value in metrics.values())
         assert set(metrics) == {f"entropy/{key}" for key in keys}
+        steered.post_update(-0.008, 0.001)
 
 
-def test_authority_is_what_the_strongest_pressure_would_add():
+def test_reachable_is_what_the_strongest_pressure_would_add():
     for batch in (make_batch(seed=1), make_batch(seed=2, optimizer_steps=4)):
-        steered = controller()
-        metrics = steered.decide(batch).metrics
+        metrics = controller().decide(batch).metrics
         effects = batch.optimizer_steps * effects_of(batch)
         gain = metrics["entropy/gain_positive"]
         assert gain == metrics["entropy/gain_negative"], "nothing is learnt from one batch"
@@ -183,31 +181,14 @@ def test_authority_is_what_the_strongest_pressure_would_add():
 
 
 def test_the_prediction_is_what_the_kept_rollouts_are_expected_to_do():
-    steered, batch = controller(), make_batch(drift=-0.01, momentum=0.8)
+    steered, batch = controller(), make_batch(momentum=0.8)
     decision = steered.decide(batch)
     metrics = decision.metrics
     kept = float((decision.weights * effects_of(batch)).sum())
-    expected = 0.2 * (metrics["entropy/gain_positive"] * kept - 0.01)
-    assert metrics["entropy/predicted_change"] == pytest.approx(expected)
     chosen = metrics["entropy/gain_positive"] * kept
     assert metrics["entropy/chosen_change"] == pytest.approx(chosen)
+    assert metrics["entropy/predicted_change"] == pytest.approx(0.2 * chosen)
     assert metrics["entropy/reachable_down"] <= chosen <= metrics["entropy/reachable_up"]
-
-
-def test_effects_at_the_gradient_level_are_in_nats_from_the_start():
-    steered = controller(effect="gradient")
-    metrics = steered.decide(make_batch()).metrics
-    assert metrics["entropy/gain_positive"] == metrics["entropy/gain_negative"] == 1.0
-
-
-def test_nothing_winds_up_while_nothing_votes():
-    loop = ProportionalIntegral(integral_gain=5.0)
-    steered = controller(0.9, feedback=loop)
-    silent = make_batch(advantages=torch.zeros(32))
-    with pytest.warns(EntropyControlWarning, match="non-zero advantage"):
-        _, last = repeat(steered, silent, 30)
-    assert last.metrics["entropy/pressure"] == last.metrics["entropy/saturated"] == 0
-    assert loop.state_dict()["integral"] == 0
 
 
 def test_constant_reward_groups_join_with_raw_rewards_to_push_the_wanted_way():
@@ -218,7 +199,7 @@ def test_constant_reward_groups_join_with_raw_rewards_to_push_the_wanted_way():
     advantages[:8] = 0
     batch = replace(batch, rewards=rewards, advantages=advantages)
     raw = torch.cat([torch.ones(4), -torch.ones(4)]).double()
-    unit = torch.where(batch.mask, batch.sensitivity, 0.0).sum(1)[:8] / batch.mask.sum()
+    unit = effects_of(batch, torch.ones(32))[:8]
     for target, sign in ((0.9, 1), (0.1, -1)):
         plain = controller(target).decide(batch)
         joined = controller(target, constant_reward_groups=True).decide(batch)
@@ -228,42 +209,33 @@ def test_constant_reward_groups_join_with_raw_rewards_to_push_the_wanted_way():
         assert joined.metrics["entropy/constant_reward_used"] == int(used.sum())
         assert torch.equal(joined.advantages[:8][used], raw[used])
         assert bool((sign * raw * unit > 0)[used].all())
-        wider = joined.metrics[f"entropy/authority_{'up' if sign > 0 else 'down'}"]
-        assert sign * wider != 0
-        kept = joined.weights[8:] > 0
-        votes = batch.advantages[8:] != 0
-        assert joined.metrics["entropy/kept_fraction"] == pytest.approx(
-            float(kept[votes].double().mean())
+        reachable = f"entropy/reachable_{'up' if sign > 0 else 'down'}"
+        gains = [one.metrics["entropy/gain_positive"] for one in (joined, plain)]
+        wider, narrower = (
+            sign * one.metrics[reachable] / gain
+            for one, gain in zip((joined, plain), gains, strict=True)
         )
-    at_rest = controller(0.5, constant_reward_groups=True, feedback=ProportionalIntegral(0.0, 0.0))
-    assert float(at_rest.decide(batch).advantages[:8].abs().max()) == 0
+        assert wider > narrower > 0
+        kept = joined.weights[8:] > 0
+        active = batch.advantages[8:] != 0
+        assert joined.metrics["entropy/kept_fraction"] == pytest.approx(
+            float(kept[active].double().mean())
+        )
+    at_rest = controller(constant_reward_groups=True)
+    selection = at_rest.select(batch.stats(), PressureAndScale(Pressure(0.0), 1.0))
+    assert float(selection.probabilities[:8].abs().max()) == 0
 
 
-def test_constant_reward_groups_need_rewards_and_groups():
-    for missing in ("rewards", "group"):
-        with pytest.raises(ValueError, match="constant_reward_groups trains on raw rewards"):
-            controller(constant_reward_groups=True).decide(make_batch(**{missing: None}))
-
-
-def test_options_of_the_draw_reach_the_weights():
+def test_options_of_the_selection_reach_the_weights():
     batch = make_batch(rows=128, seed=5)
-    votes = batch.advantages != 0
-    soft = controller(0.53, draw=False).decide(batch)
+    active = batch.advantages != 0
+    soft = nearby(0.005, batch, draw=False).decide(batch)
     assert torch.equal(soft.weights, soft.probabilities)
     assert 0 < float(soft.weights.min()) < 1
-    small = controller(0.53, effective_batch=20).decide(batch)
-    assert abs(int((small.weights[votes] > 0).sum()) - 20) <= 1
-    corrected = controller(0.53, correction=0.5).decide(batch)
-    kept = corrected.weights > 0
-    np.testing.assert_allclose(corrected.weights[kept], corrected.probabilities[kept] ** -0.5)
-
-
-def test_full_correction_has_no_authority():
-    metrics = controller(0.53, correction=1.0).decide(make_batch()).metrics
-    spread = metrics["entropy/reachable_up"] - metrics["entropy/reachable_down"]
-    free = controller(0.53).decide(make_batch()).metrics
-    # only the bound on the weights, at a tenth of the probability, leaves any
-    assert spread < 0.9 * (free["entropy/reachable_up"] - free["entropy/reachable_down"])
+    small = nearby(0.005, batch, effective_batch=20).decide(batch)
+    assert abs(int((small.weights[active] > 0).sum()) - 20) <= 1
+    high = controller(0.9, floor=0.4).decide(batch)
+    assert float(high.probabilities.min()) == 0.4
 
 
 def test_one_rollout_has_no_standard_error_and_no_strange_metric():
@@ -274,6 +246,54 @@ def test_one_rollout_has_no_standard_error_and_no_strange_metric():
         metrics = controller().decide(replace(batch, **single)).metrics
     assert "entropy/measured_stderr" not in metrics
     assert all(math.isfinite(value) for value in metrics.values())
+
+
+# ---------------------------------------------------------------- two calls
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("effect", ["sign", "sampled", "logit"])
+def test_one_choice_and_parts_of_a_batch_are_the_whole(rule, effect, weighed):
+    steered = controller("linear(initial, 0.9*initial, 20)", rule, effect)
+    for step in range(6):
+        batch = make_batch(step, level=0.5 + 0.02 * step, optimizer_steps=2)
+        if weighed:
+            batch = replace(batch, token_weight=1 / batch.mask.sum(1))
+        stats, place = batch.stats(), batch.step_info()
+        chosen, half = steered.choose_pressure(steered.state, stats, place)
+        decision, after = steered.update(steered.state, stats, place)
+        assert chosen.pressure.value == decision.metrics["entropy/pressure"]
+        assert (half.initial, half.scale) == (after.initial, after.scale)
+        for rows in (slice(0, 4), slice(4, 24), slice(24, 32)):
+            tensors = {name: part for name, part in vars(stats).items() if torch.is_tensor(part)}
+            part = replace(stats, **{name: value[rows] for name, value in tensors.items()})
+            selection = steered.select(part, chosen)
+            np.testing.assert_allclose(
+                selection.probabilities, decision.probabilities[rows], rtol=1e-12
+            )
+            whole = selection.advantages * decision.weights[rows]
+            np.testing.assert_allclose(whole, decision.advantages[rows])
+        steered.state = after
+
+
+def test_an_earlier_choice_serves_later_rollouts():
+    """An engine that samples asynchronously needs the last pressure and scale alone."""
+    steered, old, new = controller(0.9), make_batch(0), make_batch(1)
+    chosen, _ = steered.choose_pressure(steered.state, old.stats(), old.step_info())
+    bare = PressureAndScale(chosen.pressure, chosen.scale)
+    selection = steered.select(new.stats(), bare)
+    effects = effects_of(new) / chosen.scale
+    expected = torch.exp(-chosen.pressure.value * (-effects).clamp(min=0)).clamp(min=0.02)
+    np.testing.assert_allclose(selection.probabilities, expected, rtol=1e-9)
+
+
+def test_who_only_observes_has_nothing_to_choose_or_to_select():
+    watcher, batch = controller(rule=None), make_batch()
+    with pytest.raises(ValueError, match="rule=None only observes: there is no pressure"):
+        watcher.choose_pressure(watcher.state, batch.stats(), batch.step_info())
+    with pytest.raises(ValueError, match="rule=None only observes: there is nothing to select"):
+        watcher.select(batch.stats(), PressureAndScale(Pressure(0.0), 1.0))
 
 
 # ---------------------------------------------------------------- anything goes
@@ -287,15 +307,16 @@ def test_any_finite_batch_gets_a_sane_decision(rows, width, rule, data):
     def draw(*shape, signed=True):
         sizes = data.draw(hnp.arrays(np.float64, shape, elements=NUMBERS))
         if signed:
-            sizes = sizes * data.draw(
-                hnp.arrays(np.int64, shape, elements=st.sampled_from([-1, 1]))
-            )
+            signs = hnp.arrays(np.int64, shape, elements=st.sampled_from([-1, 1]))
+            sizes = sizes * data.draw(signs)
         return torch.tensor(sizes)
 
     mask = torch.tensor(data.draw(hnp.arrays(np.bool_, (rows, width))))
     mask[data.draw(st.integers(0, rows - 1)), 0] = True
     junk = data.draw(st.sampled_from([math.nan, math.inf, -math.inf, -1e30]))
-    steered = controller(data.draw(st.sampled_from([0.0, 0.5, 1e30])), rule=rule)
+    target = data.draw(st.sampled_from([0.0, 0.5, 1e30]))
+    effect = data.draw(st.sampled_from(["sign", "sampled", "logit"]))
+    steered = EntropyController(target, rule, effect, selection=SelectionSettings())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EntropyControlWarning)
         for step in (0, 5, 10):
@@ -308,39 +329,16 @@ def test_any_finite_batch_gets_a_sane_decision(rows, width, rule, data):
                 sensitivity=torch.where(mask, draw(rows, width), junk),
                 rewards=draw(rows),
                 group=data.draw(st.sampled_from([None, torch.arange(rows) // 2])),
-                drift=data.draw(st.sampled_from([None, 0.0, -1e30])),
+                optimizer_steps=data.draw(st.sampled_from([1, 0.25, 7])),
+                momentum=data.draw(st.sampled_from([None, 0.0, 0.99])),
             )
-            for _ in range(5):  # the memory fills: a gain needs more than ten decisions
+            for _ in range(5):  # the memory fills
                 decision = steered.decide(batch)
+                change = data.draw(st.sampled_from([0.0, 1e30, -1e-30, math.nan]))
+                steered.post_update(change, data.draw(st.sampled_from([0.0, 0.1, math.inf])))
             assert bool(((decision.weights == 0) | (decision.weights == 1)).all())
             assert bool(((decision.probabilities >= 0) & (decision.probabilities <= 1)).all())
             assert all(math.isfinite(value) for value in decision.metrics.values())
             if rule != "switch":
                 assert bool((decision.weights[batch.advantages == 0] == 1).all())
     json.dumps(steered.state_dict(), allow_nan=False)
-
-
-def test_rollouts_without_tokens_carry_no_vote():
-    """A truncated rollout that the trainer masks has an advantage but nothing to train on."""
-    mask = torch.ones(8, 5)
-    mask[4:] = 0
-    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
-    logprobs = -torch.rand(8, 5, generator=torch.Generator().manual_seed(0))
-    sensitivity = torch.linspace(-1, 1, 40).view(8, 5)
-
-    def decide(rows):
-        controller = EntropyController("linear(0.9, 0.1, 10)", seed=3)
-        batch = RolloutBatch(
-            step=0,
-            advantages=advantages[:rows],
-            mask=mask[:rows],
-            logprobs=logprobs[:rows],
-            sensitivity=sensitivity[:rows],
-        )
-        return controller.decide(batch)
-
-    with_empty, without = decide(8), decide(4)
-    assert with_empty.metrics == pytest.approx(without.metrics)
-    assert with_empty.useful == without.useful
-    assert torch.equal(with_empty.weights[:4], without.weights)
-    assert bool((with_empty.weights[4:] == 1).all())

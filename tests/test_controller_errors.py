@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from entrocraft import EntropyController, EntropyControlWarning
-from entrocraft.selection.rules import Selection
-from tests.batches import controller, make_batch, repeat
+from entrocraft.rollouts import StepInfo
+from tests.batches import RULES, controller, make_batch, repeat
 
 pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
 
@@ -26,16 +26,30 @@ def test_an_emptied_batch_is_flagged_and_warned_about_once():
     assert len(seen) == 1
     assert seen[0].filename == __file__
     assert [d.metrics["entropy/empty"] for d in decisions] == [1.0] * 10
+    assert [len(d.warnings) for d in decisions] == [1] + [0] * 9
     assert decisions[0].useful == 0
     assert decisions[0].metrics["entropy/kept_fraction"] == 0
 
 
-def test_a_batch_without_any_vote_is_empty_but_kept():
+@pytest.mark.parametrize("rule", RULES)
+def test_a_batch_without_any_active_rollout_is_empty_but_kept(rule):
+    steered = controller(0.9, rule)
     with pytest.warns(EntropyControlWarning, match="non-zero advantage"):
-        decision = controller(0.9).decide(make_batch(advantages=torch.zeros(32)))
-    assert bool((decision.weights == 1).all())
-    assert decision.metrics["entropy/empty"] == 1
-    assert decision.metrics["entropy/kept_fraction"] == 1
+        first, last = repeat(steered, make_batch(advantages=torch.zeros(32)), 30)
+    for decision in (first, last):
+        assert bool((decision.weights == 1).all())
+        assert decision.metrics["entropy/empty"] == 1
+        assert decision.metrics["entropy/kept_fraction"] == 1
+        assert decision.metrics["entropy/pressure"] == decision.metrics["entropy/saturated"] == 0
+
+
+def test_nothing_winds_up_while_nothing_is_active():
+    last = make_batch(30)
+    level = last.stats().mean_entropy()
+    steered = controller(lambda step: 0.9 if step < 30 else level)
+    with pytest.warns(EntropyControlWarning, match="non-zero advantage"):
+        repeat(steered, make_batch(advantages=torch.zeros(32)), 25)
+    assert abs(steered.decide(last).metrics["entropy/pressure"]) < 4
 
 
 @pytest.mark.parametrize("rule", ["tilt", "sign"])
@@ -46,17 +60,32 @@ def test_saturation_warns_once_and_not_at_the_first_step(rule):
     with pytest.warns(EntropyControlWarning, match="saturated") as seen:
         repeat(steered, make_batch(), 70)
     assert len(seen) == 1
-    assert ("use rule='tilt'" in str(seen[0].message)) == (rule == "sign")
+    text = str(seen[0].message)
+    assert ("use rule='tilt'" in text) == (rule == "sign")
+    assert ("constant_reward_groups=True" in text) == (rule == "tilt")
     resumed = controller(3.0, rule=rule)
     resumed.load_state_dict(steered.state_dict())
     for step in range(80, 120):
         resumed.decide(make_batch(step))
 
 
+def test_a_remedy_that_is_in_use_is_not_named():
+    with pytest.warns(EntropyControlWarning, match="saturated") as seen:
+        repeat(controller(3.0, constant_reward_groups=True), make_batch(), 30)
+    assert "constant_reward_groups" not in str(seen[0].message)
+
+
 def test_saturation_that_comes_and_goes_is_no_warning():
     steered = controller(0.5, rule="sign")
     for step in range(60):
         steered.decide(make_batch(step, level=0.5 if step % 10 == 0 else 0.7))
+
+
+def test_an_update_returns_its_warnings_and_gives_none():
+    steered, batch = controller(0.9, "sign"), make_batch(advantages=torch.ones(32))
+    decision, after = steered.update(steered.state, batch.stats(), batch.step_info())
+    assert len(decision.warnings) == 1
+    assert after.monitor.warned == ("empty",)
 
 
 # ---------------------------------------------------------------- errors
@@ -68,31 +97,27 @@ def test_saturation_that_comes_and_goes_is_no_warning():
         ({"schedule": -0.1}, "-0.1 nats per token cannot be reached"),
         ({"schedule": "linear(0.6)"}, "not a schedule: 'linear(0.6)'"),
         ({"schedule": [0.5]}, "schedule must be a callable or text, got [0.5]"),
+        ({"schedule": True}, "schedule must be a callable or text, got True"),
         ({"schedule": None}, "a rule needs a schedule, e.g. schedule='linear(initial, 0.3, 300)'"),
         ({"rule": "tild"}, "unknown rule 'tild'; choose one of tilt, sign, switch or None"),
+        ({"rule": 42}, "unknown rule 42; choose one of tilt, sign, switch or None"),
         ({"effect": "guess"}, "unknown effect level 'guess'; choose one of sign, sampled, logit"),
-        ({"renormalize": "mean"}, "'none', 'rollouts' or 'tokens', got 'mean'"),
-        ({"feedback": "pid"}, "unknown feedback 'pid'; choose one of plan, pi"),
-        ({"rule": "sign", "feedback": "pi"}, "rule 'sign' reads a band and takes no feedback"),
+        ({"effect": "gradient"}, "unknown effect level 'gradient'; choose one of sign, sampled"),
         (
             {"rule": "sign", "constant_reward_groups": True},
             "constant_reward_groups needs rule='tilt', got 'sign'",
         ),
-        ({"refresh": 0}, "refresh must be a whole number of at least 1 decision, got 0"),
-        ({"refresh": 1.5}, "refresh must be a whole number of at least 1 decision, got 1.5"),
-        ({"rule": 42}, "unknown rule 42; choose one of tilt, sign, switch or None"),
-        ({"feedback": 42}, "unknown feedback 42; choose one of plan, pi"),
-        ({"rule": "sign", "feedback": 42}, "unknown feedback 42; choose one of plan, pi"),
-        ({"schedule": True}, "schedule must be a callable or text, got True"),
-        ({"correction": 2}, "correction must be in [0, 1], got 2"),
         ({"rule": "sign", "band": (0.1, -0.1)}, "lower bound 0.1 is above its upper bound -0.1"),
         ({"rule": "tilt", "band": (0.1, -0.1)}, "lower bound 0.1 is above its upper bound -0.1"),
         ({"rule": "sign", "band": -1}, "half-width of at least 0 nats, got -1"),
+        ({"remeasure": 1.5}, "remeasure is a share of the prompts, 0 to 1, got 1.5"),
+        ({"remeasure": -0.1}, "remeasure is a share of the prompts, 0 to 1, got -0.1"),
+        ({"remeasure": math.nan}, "remeasure is a share of the prompts, 0 to 1, got nan"),
     ],
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        EntropyController(**({"schedule": 0.5} | settings))
+        controller(**settings)
 
 
 def test_targets_are_checked_before_any_update():
@@ -104,10 +129,6 @@ def test_targets_are_checked_before_any_update():
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             controller(schedule).prepare(vocabulary=1000, steps=100)
-    with pytest.raises(ValueError, match="at step 0, above"):
-        controller(8.0).prepare(vocabulary=1000)
-    with pytest.raises(ValueError, match="vocabulary must be at least 1 token, got 0"):
-        controller().prepare(vocabulary=0)
     controller("linear(0.6, 6.9, 100)").prepare(vocabulary=1000, steps=100)
 
 
@@ -125,6 +146,15 @@ def test_relative_targets_are_checked_with_the_first_batch():
     sinking.prepare(steps=100)
     with pytest.raises(ValueError, match="a target must be finite and at least 0"):
         sinking.decide(make_batch(level=0.5))
+    assert sinking.initial is None
+
+
+def test_the_planner_asks_for_no_target_after_the_end():
+    levels = [0.5, 0.5, 0.5, 0.5]
+    steered = controller(lambda step: levels[step])
+    steered.prepare(steps=3)
+    for step in range(3):
+        steered.decide(make_batch(step))
 
 
 def spoilt(name, value):
@@ -133,13 +163,7 @@ def spoilt(name, value):
     return {name: values}
 
 
-class Broken:
-    name, effect, relay = "broken", "logit", False
-
-    def select(self, ballot, pressure):
-        raise RuntimeError("broken rule")
-
-
+LOGIT = {"effect": "logit"}
 BAD_BATCHES = [
     ({}, spoilt("advantages", math.nan), "advantages[5] is nan"),
     ({}, spoilt("advantages", -math.inf), "advantages[5] is -inf"),
@@ -150,15 +174,15 @@ BAD_BATCHES = [
     ({}, {"sensitivity": torch.zeros(32)}, "sensitivity has shape (32,), expected (32, 6)"),
     ({}, {"mask": torch.ones(32)}, "mask must be (B, T)"),
     ({}, {"mask": torch.zeros(32, 6)}, "no response token inside its mask"),
-    ({}, {"sensitivity": None}, "effect level 'logit' needs RolloutBatch.sensitivity"),
+    (LOGIT, {"sensitivity": None}, "effect level 'logit' needs RolloutBatch.sensitivity"),
     ({"rule": "switch"}, {"rewards": None}, "put RolloutBatch.rewards (B,) into the batch"),
-    ({}, {"optimizer_steps": 0}, "optimizer_steps must be above 0, got 0"),
-    ({}, {"drift": math.nan}, "drift must be finite nats, got nan"),
+    ({"constant_reward_groups": True}, {"rewards": None}, "constant_reward_groups trains on raw"),
+    ({"constant_reward_groups": True}, {"group": None}, "constant_reward_groups trains on raw"),
+    ({}, {"optimizer_steps": 0}, "optimizer_steps must be above 0 and finite, got 0"),
     ({}, {"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
-    ({}, {"step": math.nan, "seed": 0}, "a schedule needs a finite step, got nan"),
-    ({"schedule": lambda step: -1.0}, {}, "asks for -1.0 nats per token at step 3"),
+    ({}, {"step": math.nan, "seed": 0}, "step must be at least 0 optimizer steps, got nan"),
+    ({"schedule": lambda step: -1.0}, {}, "asks for -1.0 nats per token"),
     ({"schedule": lambda step: 0.5 if step < 4 else math.nan}, {}, "asks for nan nats per token"),
-    ({"rule": Broken()}, {}, "broken rule"),
 ]
 
 
@@ -168,20 +192,50 @@ BAD_BATCHES = [
 )
 def test_a_decision_that_raises_changes_nothing(options, changes, message, used):
     steered = controller(**({"schedule": "constant(initial)"} | options))
-    if used and "schedule" not in options and not isinstance(options.get("rule"), Broken):
+    if used and "schedule" not in options:
         repeat(steered, make_batch(), 12)
-    before = json.dumps(steered.state_dict())
-    with pytest.raises((ValueError, RuntimeError), match=re.escape(message)):
+    before, state = json.dumps(steered.state_dict()), steered.state
+    with pytest.raises(ValueError, match=re.escape(message)):
         steered.decide(make_batch(**({"step": 3} | changes)))
+    assert steered.state is state
     assert json.dumps(steered.state_dict()) == before
 
 
-def test_sums_have_their_clock_checked_too():
+def test_an_update_whose_target_is_above_the_vocabulary_changes_nothing():
+    steered = controller(lambda step: 0.5 if step < 5 else 9.0)
+    steered.prepare(vocabulary=1000)
+    steered.decide(make_batch())
+    before = json.dumps(steered.state_dict())
+    for step in (1, 5):  # the plan of step 1 looks at the target of step 5
+        batch = make_batch(step)
+        with pytest.raises(ValueError, match=re.escape("above log(vocabulary) = 6.908")):
+            steered.update(steered.state, batch.stats(), batch.step_info())
+    assert json.dumps(steered.state_dict()) == before
+
+
+def test_stats_need_their_place_in_the_run():
     stats, steered = make_batch().stats(), controller()
-    with pytest.raises(TypeError, match="step"):
+    with pytest.raises(ValueError, match=re.escape("give step=StepInfo(...)")):
         steered.decide(stats)
-    with pytest.raises(ValueError, match="optimizer_steps must be above 0, got 0"):
-        steered.decide(stats, step=0, optimizer_steps=0)
+    with pytest.raises(ValueError, match="optimizer_steps must be above 0 and finite, got 0"):
+        steered.decide(stats, StepInfo(0, 0))
+    assert steered.state_dict() == controller().state_dict()
+
+
+def test_stats_decide_as_their_batch():
+    batch = make_batch(7, optimizer_steps=3, momentum=0.5)
+    one, two = controller(0.53), controller(0.53)
+    a, b = one.decide(batch), two.decide(batch.stats(), StepInfo(7, 3, 0.5))
+    assert torch.equal(a.weights, b.weights)
+    assert a.metrics == b.metrics
+    assert one.state_dict() == two.state_dict()
+
+
+def test_the_schedule_is_indexed_by_the_optimizer_step():
+    steered = controller("linear(0.6, 0.3, 300)")
+    for step in (0, 150, 300, 20):
+        metrics = steered.decide(make_batch(step, optimizer_steps=4)).metrics
+        assert metrics["entropy/target"] == pytest.approx(0.6 - 0.001 * step)
 
 
 def test_a_warning_turned_into_an_error_is_a_decision_that_never_happened():
@@ -190,27 +244,6 @@ def test_a_warning_turned_into_an_error_is_a_decision_that_never_happened():
     with pytest.raises(EntropyControlWarning):
         steered.decide(batch)
     assert steered.state_dict() == before
-
-
-def test_own_rules_are_rules():
-    class Half:
-        name, effect, relay = "half", "sampled", False
-
-        def select(self, ballot, pressure):
-            return Selection(torch.full_like(ballot.effects, 0.5), ballot.advantages)
-
-    decision = controller(rule=Half()).decide(make_batch(sensitivity=None))
-    assert float(decision.weights.sum()) == 16
-    assert controller(rule=Half()).effect == "sampled"
-
-
-def test_a_schedule_that_fails_is_named_with_its_step():
-    levels = [0.5, 0.4, 0.3]
-    for schedule, cause in ((lambda step: levels[step], "IndexError"), (lambda step: None, "Type")):
-        control = EntropyController(schedule)
-        with pytest.raises(ValueError, match=rf"has no number for step \d \({cause}.*the last one"):
-            control.prepare(steps=3)
-    EntropyController(lambda step: [*levels, 0.2][step]).prepare(steps=3)
 
 
 def test_a_number_of_another_type_is_a_constant_target():

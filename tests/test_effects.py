@@ -297,7 +297,7 @@ def take(stats, rows):
 
 @pytest.mark.parametrize("level", ["sign", "sampled"])
 def test_advantages_that_differ_from_token_to_token(level):
-    stats, advantages, logprobs, _ = batch()
+    stats, _, logprobs, _ = batch()
     generator = np.random.default_rng(4)
     own = [generator.normal(size=len(row)) for row in logprobs]
     stats = replace(

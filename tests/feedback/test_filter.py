@@ -177,7 +177,10 @@ def test_the_estimate_is_never_below_0():
 
 @pytest.mark.parametrize(
     "spread",
-    [0.003, pytest.param(1e300, marks=pytest.mark.xfail(reason="a float's ** raises", strict=False))],
+    [
+        0.003,
+        pytest.param(1e300, marks=pytest.mark.xfail(reason="a float's ** raises", strict=False)),
+    ],
 )
 def test_numbers_beyond_float64_start_it_afresh(spread):
     state, _ = follow(steps=20)

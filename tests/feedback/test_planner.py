@@ -210,9 +210,7 @@ def test_the_plan_counts_on_what_is_pending_and_on_the_drift():
 def reachable(total, target, state=None, planner=None, measured=0.5):
     """Choice for one batch whose every step arrives at once; gains are 0.025 nats a unit."""
     planner = planner or Planner(horizon=1)
-    situation = Situation(
-        measured, 0.01, lambda ahead: target, StepInfo(0, 1, 0.0), Curve(total)
-    )
+    situation = Situation(measured, 0.01, lambda ahead: target, StepInfo(0, 1, 0.0), Curve(total))
     return planner.choose(planner.start() if state is None else state, situation)
 
 
