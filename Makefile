@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo tracking peers plant cost install test test-current test-oldest-trl test-verl lint types \
+.PHONY: help demo tracking peers simulator cost tables install test test-current test-oldest-trl test-verl lint types \
 	format constraints clean
 
 help:
@@ -22,7 +22,8 @@ help:
 	@echo "make tracking         the tracking study, hours of work; stop it and go on at will"
 	@echo "make peers            25 published methods on the same work, hours of it; the same holds"
 	@echo "make install          the pinned environment in $(VENV)"
-	@echo "make plant cost       the loops on simulated plants; what control costs in time"
+	@echo "make simulator cost   the loops on a simulator; what control costs in time"
+	@echo "make tables           tables and figures of the documentation, from the result files"
 	@echo "make test-current     tests in the pinned environment only; ARGS goes to pytest"
 	@echo "make test-oldest-trl  the adapter's tests on the oldest TRL that is supported"
 	@echo "make test-verl        tests that need verl, in an environment of its own; ARGS goes to pytest"
@@ -35,13 +36,13 @@ demo: $(VENV)/.ready
 	$(BIN)/entrocraft compare configs/demo.yaml
 
 tracking: $(VENV)/.ready
-	$(BIN)/python benchmarks/tracking.py
+	$(BIN)/entrocraft compare benchmarks/tracking.yaml
 
 peers: $(VENV)/.ready
 	$(BIN)/entrocraft compare benchmarks/peers.yaml
 	$(BIN)/entrocraft compare benchmarks/variants.yaml
 
-plant cost: $(VENV)/.ready
+simulator cost tables: $(VENV)/.ready
 	$(BIN)/python benchmarks/$@.py
 
 install: $(VENV)/.ready

@@ -1,7 +1,7 @@
 """What control costs in time: seconds of an optimizer step, as ratios to TRL without control.
 
-    python benchmarks/cost.py              # run, write benchmarks/results/cost.json
-    python benchmarks/cost.py --table      # print the table of that file as Markdown
+    python benchmarks/cost.py --rounds 5                    # write benchmarks/results/cost.json
+    python benchmarks/tables.py benchmarks/results/cost.json
 
 The demo's model and task, one thread. Methods take turns, round after round, so that a busy machine
 slows all of them; each round's median step is divided by plain TRL's of the same round.
@@ -36,18 +36,16 @@ class NoControl(ControlSettings):
     """TRL alone: no controller, nothing observed."""
 
     def build(self, seed: int) -> Any:
-        """Return what the trainers take for no control."""
         return None
 
 
 METHODS = {
     "plain TRL": NoControl(),
     "observed, nothing rejected": ControlSettings(rule=None),
-    "tilt, sampled, not re-measured": ControlSettings(effect="sampled", remeasure=False),
-    "tilt, not re-measured": ControlSettings(remeasure=False),
+    "tilt, a quarter measured again": ControlSettings(remeasure=0.25),
+    "tilt, not measured again": ControlSettings(remeasure=0.0),
     "tilt (default)": ControlSettings(),
-    "tilt, gradient": ControlSettings(effect="gradient"),
-    "tilt, gradient, refresh 4": ControlSettings(effect="gradient", refresh=4),
+    "tilt, logit": ControlSettings(effect="logit"),
 }
 
 
@@ -58,7 +56,6 @@ class StepClock(TrainerCallback):
         self.ends: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Note the time."""
         self.ends.append(time.perf_counter())
 
 
@@ -80,33 +77,23 @@ def step_seconds(control: ControlSettings, seed: int) -> float:
 
 
 def main() -> None:
-    """Run everything, or print the table."""
+    """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--table", action="store_true", help="print the committed result's table")
     parser.add_argument("--rounds", type=int, default=5, help="turns of every method")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="result file")
-    options = parser.parse_args()
-    if not options.table:
-        torch.set_num_threads(1)
-        taken: dict[str, list[float]] = {name: [] for name in METHODS}
-        for turn in track(range(options.rounds), "rounds"):
-            for name, control in METHODS.items():
-                taken[name].append(step_seconds(control, turn))
-        plain = taken[next(iter(METHODS))]
-        result = {
-            "command": f"python benchmarks/cost.py --rounds {options.rounds}",
-            "rollouts": 256,
-            "seconds": taken,
-            "ratios": {
-                name: [round(a / b, 3) for a, b in zip(row, plain, strict=True)]
-                for name, row in taken.items()
-            },
-        }
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-    ratios = json.loads(options.output.read_text())["ratios"]
-    print("| method | step, plain TRL = 1: median (range over rounds) |\n|---|---|")
-    for name, row in ratios.items():
-        print(f"| {name} | {statistics.median(row):.2f} ({min(row):.2f} - {max(row):.2f}) |")
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    taken: dict[str, list[float]] = {name: [] for name in METHODS}
+    for turn in track(range(rounds), "rounds"):
+        for name, control in METHODS.items():
+            taken[name].append(step_seconds(control, turn))
+    plain = taken["plain TRL"]
+    ratios = {
+        name: [round(a / b, 3) for a, b in zip(row, plain, strict=True)]
+        for name, row in taken.items()
+    }
+    command = f"python benchmarks/cost.py --rounds {rounds}"
+    result = {"command": command, "rollouts": 256, "seconds": taken, "ratios": ratios}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

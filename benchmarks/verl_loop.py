@@ -1,7 +1,8 @@
-"""Entropy on its schedule in stock verl, and without control: two runs on the CPU, and a figure.
+"""Entropy on its schedule in stock verl, and without control: two runs on the CPU.
 
-    .venv-verl/bin/python benchmarks/verl_loop.py            # what is missing; stops and goes on
-    .venv-verl/bin/python benchmarks/verl_loop.py --figure   # docs/img/verl.png from the results
+    .venv-verl/bin/python benchmarks/verl_loop.py   # what is missing; stops and goes on
+
+`tables.py` draws docs/img/verl.png from the results.
 
 Needs the environment of `make test-verl`. The demo's warm-started model on the demo's task: 32
 prompts x 8 rollouts a step, one update, 80 steps; the schedule falls as steeply as the demo's. Both
@@ -12,7 +13,6 @@ samples). Goes on from verl's own checkpoints.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -22,7 +22,6 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "verl.json"
-FIGURE = HERE.parent / "docs" / "img" / "verl.png"
 STEPS, EVERY, SEED = 80, 20, 0
 SCHEDULE = "linear(initial, 0.787*initial, 80)"
 RULES = {"tilt": "tilt", "no control": None}
@@ -112,84 +111,21 @@ def _round(value: float) -> float:
     return round(float(value), 5)
 
 
-def distances(result: dict[str, Any]) -> dict[str, float]:
-    """Mean |entropy - target|: of the probe after the start, and of means over ten batches."""
-    target = {row["step"]: row["entropy/target"] for row in result["steps"]}
-    last, before = max(target), max(target) - 1
-    target[last + 1] = 2 * target[last] - target[before]
-    probes = [abs(p["entropy"] - target[p["step"]]) for p in result["probe"] if p["step"] > 0]
-    tens = [result["steps"][i : i + 10] for i in range(20, STEPS, 10)]
-    windows = [
-        abs(sum(row["entropy/measured"] - row["entropy/target"] for row in ten) / len(ten))
-        for ten in tens
-    ]
-    return {
-        "probe": _round(sum(probes) / len(probes)),
-        "batches": _round(sum(windows) / len(windows)),
-    }
-
-
-def draw(results: dict[str, Any]) -> None:
-    """Draw both runs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    colors = {"tilt": "#0072b2", "no control": "#d55e00"}
-    for name, result in results["runs"].items():
-        rows = result["steps"]
-        steps = [row["step"] for row in rows]
-        color = colors[name]
-        measured = [row["entropy/measured"] for row in rows]
-        axes.plot(steps, measured, color=color, alpha=0.35, linewidth=1)
-        probe = result["probe"]
-        axes.errorbar(
-            [p["step"] for p in probe],
-            [p["entropy"] for p in probe],
-            [p["stderr"] for p in probe],
-            color=color,
-            marker="o",
-            label=f"{name}: held-out problems",
-        )
-        if name == "tilt":
-            target = [row["entropy/target"] for row in rows]
-            axes.plot(steps, target, "k--", label="target")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("entropy, nats per token")
-    axes.set_title("Stock verl 0.9.1 (Ray, FSDP2, CPU); pale: single batches", loc="left", size=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(FIGURE, dpi=160)
-    print(f"wrote {FIGURE}")
-
-
 def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs/verl"))
-    parser.add_argument("--figure", action="store_true", help="draw the result file and stop")
-    options = parser.parse_args()
+    """Run what is missing."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
-    if options.figure:
-        draw(results)
-        return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name, rule in RULES.items():
         if name in results["runs"]:
             continue
-        result = run(name, rule, options.runs.resolve())
+        result = run(name, rule, Path("runs/verl").resolve())
         results["command"] = "python benchmarks/verl_loop.py"
         results["settings"] = {"schedule": SCHEDULE, "steps": STEPS, "seed": SEED}
         results["versions"] = {n: version(n) for n in ("verl", "torch", "ray", "entrocraft")}
-        results["runs"][name] = result | {"error": distances(result)}
+        results["runs"][name] = result
         partial = RESULTS.with_suffix(".partial")
         partial.write_text(json.dumps(results, indent=1) + "\n")
         os.replace(partial, RESULTS)
-        print(name, results["runs"][name]["error"])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Results:
         self.cells: dict[str, dict[str, Any]] = found["cells"]
         self.tuning: dict[str, dict[str, Any]] = found.get("tuning", {})
         self._versions: list[dict[str, str]] = found.get("versions", [])
-        self._settings: dict[str, Any] = found.get("settings", {})
+        self.settings: dict[str, Any] = found.get("settings", {})
 
     def get(self, study: Study, entry: Entry) -> dict[str, Any] | None:
         """What is known of a cell; None if nothing or if it was made with other settings."""
@@ -69,7 +69,7 @@ class Results:
     def _difference(self, study: Study, entry: Entry) -> str:
         """Name the settings that differ, if the file still knows those that a cell was made by."""
         try:
-            old = config_from_mapping(Study, self._settings).choose(self.chosen())
+            old = config_from_mapping(Study, self.settings).choose(self.chosen())
             then, now = flat_keys(old.keys(entry)), flat_keys(study.keys(entry))
             known = old.digest(entry) == self.cells[entry.key]["settings_hash"]
         except (KeyError, ValueError):
