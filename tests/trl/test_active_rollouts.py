@@ -3,9 +3,9 @@
 import pytest
 import torch
 import trl
-from entrocraft.lab.dynamics.trl_gradient import loss_coefficients
 
 from entrocraft import FeedbackSettings, SelectionSettings
+from entrocraft.lab.dynamics.loss import loss_coefficients
 from tests.trl.runs import (
     TOKENIZER,
     WITNESSES,

@@ -169,7 +169,7 @@ def _distances(cell: dict[str, Any]) -> dict[str, Any]:
 
 def _frame(run: Any) -> pd.DataFrame:
     """The logged keys of a run as columns over its steps."""
-    return pd.DataFrame(run.metrics, index=run.steps)
+    return run.frame
 
 
 def _rounded(value: float | None, digits: int = 5) -> float | None:

@@ -111,25 +111,33 @@ def build_trainer(
             trainer_class, config.raw_rewards, config.advantage_noise, config.seed
         )
     arguments = trainer_arguments(config, int(os.environ.get("WORLD_SIZE", "1")))
-    by_key = {problem.key: problem for problem in problems}
-
-    def reward(completions: list[Any], key: list[str], **columns: Any) -> list[float]:
-        texts = [completion_text(completion) for completion in completions]
-        return [task.verify(by_key[k], text) for k, text in zip(key, texts, strict=True)]
-
-    reward.__name__ = task.name  # TRL logs it
     prompts = [trainer_prompt(problem, chat) for problem in problems]
+    keys = [problem.key for problem in problems]
     trainer = trainer_class(
         model=model,
-        reward_funcs=reward,
+        reward_funcs=_reward(task, problems),
         args=_config_class(config)(**arguments),
-        train_dataset=Dataset.from_dict({"prompt": prompts, "key": list(by_key)}),
+        train_dataset=Dataset.from_dict(
+            {"prompt": prompts, "key": keys}
+        ),
         processing_class=tokenizer,
         entropy_control=config.control.build(config.seed),
     )
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     return trainer
+
+
+def _reward(task: Task, problems: list[Problem]) -> Any:
+    """Return the reward function that TRL calls: the task's verifier, by the problems' keys."""
+    by_key = {problem.key: problem for problem in problems}
+
+    def score(completions: list[Any], key: list[str], **columns: Any) -> list[float]:
+        texts = [completion_text(completion) for completion in completions]
+        return [task.verify(by_key[k], text) for k, text in zip(key, texts, strict=True)]
+
+    score.__name__ = task.name  # TRL logs it
+    return score
 
 
 def _config_class(config: TrainConfig) -> type:

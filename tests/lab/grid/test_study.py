@@ -1,5 +1,6 @@
 """Studies: how settings expand to cells, what hashes cover, and mistakes told with a remedy."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import yaml
 
 from entrocraft.lab.grid.study import Entry, Study, TuningConfig
 from entrocraft.lab.parsing import config_from_mapping
-from entrocraft.methods import METHODS, get_method
+from entrocraft.methods import METHODS, method_class
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 COMPARISON = {
@@ -72,13 +73,13 @@ def test_methods_have_seeds_and_trials_of_their_own():
 
 
 def test_null_is_a_value_to_try():
-    base = {"control": {"schedule": "0.4", "feedback": "plan"}}
-    study = Study(methods={"tilt": {"tune": {"control.feedback": [None, "pi"]}}}, base=base)
+    base = {"control": {"schedule": "0.4", "effect": "sign"}}
+    study = Study(methods={"tilt": {"tune": {"control.effect": [None, "logit"]}}}, base=base)
     trials = study.trials()
-    tried = [trials.cell(entry).config.control.feedback for entry in trials.entries()]
-    assert tried == [None, "pi"]
+    tried = [trials.cell(entry).config.control.effect for entry in trials.entries()]
+    assert tried == [None, "logit"]
     chosen = study.choose({"tilt": None})
-    assert chosen.cell(chosen.entries()[0]).config.control.feedback is None
+    assert chosen.cell(chosen.entries()[0]).config.control.effect is None
 
 
 @pytest.mark.parametrize(
@@ -198,12 +199,13 @@ def test_the_peers_study_gives_every_peer_the_best_of_three_and_us_the_defaults(
     assert rules == {*METHODS, "tilt", "sign", "switch", None}
     for name, own in study.methods.items():
         rule = own["control"]["rule"]
-        coefficient = rule in METHODS and type(get_method(rule)).coefficient
+        coefficient = rule in METHODS and method_class(rule).coefficient
         if coefficient:
             [(key, values)] = own["tune"].items()
             assert key == f"control.options.{coefficient}", name
             assert len(values) == 3
-            assert getattr(get_method(rule), coefficient) in values, name
+            parameters = inspect.signature(method_class(rule)).parameters
+            assert parameters[coefficient].default in values, name
         elif rule == "tilt":
             assert own == {"control": {"rule": "tilt"}}
     assert sum("seeds" not in own for own in study.methods.values()) == 15
