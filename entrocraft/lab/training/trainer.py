@@ -117,9 +117,7 @@ def build_trainer(
         model=model,
         reward_funcs=_reward(task, problems),
         args=_config_class(config)(**arguments),
-        train_dataset=Dataset.from_dict(
-            {"prompt": prompts, "key": keys}
-        ),
+        train_dataset=Dataset.from_dict({"prompt": prompts, "key": keys}),
         processing_class=tokenizer,
         entropy_control=config.control.build(config.seed),
     )

@@ -306,7 +306,7 @@ def test_the_command_lists_and_chooses(runs, tmp_path, capsys):
     assert runs.asked == [f"tilt-{name}, seed {seed}" for seed in (0, 3) for name in names]
     assert f"report: {study.output / 'report.html'}" in capsys.readouterr().out
     data = json.loads(study.results_file.read_text())
-    assert data["command"].startswith("entrocraft ")
+    assert data["command"].split()[0] == "entrocraft"
     assert main(["compare", file, "--list", "--seeds", "[0, 1]"]) == 0
     shown = capsys.readouterr().out
     assert "2 of 8 cells are there" in shown
