@@ -268,5 +268,5 @@ def _write(args: Any) -> None:
     folder = Path(args.save)
     folder.mkdir(parents=True, exist_ok=True)
     state = {"method": _state["method"].state_dict(), "optimizer_steps": _state["steps"]}
-    # tensor-parallel peers of the first rank write the same state
+    # other tensor-parallel ranks beside the first write the same state
     write_atomically(folder / _FILE, json.dumps(state))

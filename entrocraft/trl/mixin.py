@@ -176,7 +176,7 @@ def _warn_of_use(trainer: Any, method: Method) -> None:
 
 
 def _from_text(text: str) -> Any:
-    """Return the peer of this name, or the text if it is a schedule.
+    """Return the baseline of this name, or the text if it is a schedule.
 
     Raises:
         ValueError: neither of both.

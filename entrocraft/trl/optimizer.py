@@ -10,7 +10,7 @@ __all__ = ["innermost_optimizer", "optimizer_momentum"]
 
 
 def optimizer_momentum(optimizer: Any) -> float | None:
-    """Factor by which what is under way shrinks from step to step; the largest of all groups.
+    """Factor by which the pending change shrinks from step to step; the largest of all groups.
 
     Adam's beta1, SGD's momentum; None if the optimizer is none of those known here.
     """

@@ -119,21 +119,21 @@ class Trajectories:
         tokens = self.total(mask)
         inside = torch.where(mask, rows.advantages[self.real], torch.nan).double()
         low, high = self._extremes(inside)
-        alike = low == high
+        same = low == high
         spread = self.total(inside.square().nansum(1)) / tokens.clamp(min=1)
         size = torch.where(given < 0, -1.0, 1.0) * spread.sqrt()
-        advantages = torch.where(alike, low, size)
+        advantages = torch.where(same, low, size)
 
         def by_advantage(name: str, values: Tensor) -> Tensor:
             # a rollout without advantage keeps its tokens' own sum: it may yet be given one
-            voiced = self._added(name, values * rows.advantages) / advantages
-            return torch.where(alike, self._added(name, values), voiced)
+            by_token = self._added(name, values * rows.advantages) / advantages
+            return torch.where(same, self._added(name, values), by_token)
 
         sensitivity = None
         if rows.sensitivity is not None:
             sensitivity = by_advantage("sensitivity", rows.sensitivity)
         logprob = self._added("logprobs", rows.logprobs)
-        differ = not bool(alike.all())
+        differ = not bool(same.all())
         ones = torch.ones_like(rows.advantages)
         return RolloutStats(
             advantages=advantages,

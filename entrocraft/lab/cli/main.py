@@ -10,7 +10,7 @@ __all__ = ["main"]
 COMMANDS = {
     "train": "one training run whose entropy follows a schedule, from a YAML file and flags",
     "compare": "several methods and seeds side by side, resumable, one report",
-    "dynamics": "what moves the entropy of a model: predictions, the theorem, authority by rule",
+    "dynamics": "what moves the entropy of a model: predictions, the theorem, reach by rule",
     "report": "figures and report.html from run directories",
 }
 
