@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -25,6 +26,7 @@ def run(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from rich.console import Console
 
+    from entrocraft import EntropyControlWarning
     from entrocraft.lab.report import load_runs, render_table, summarize, write_report
 
     runs = options.runs
@@ -33,5 +35,7 @@ def run(arguments: list[str]) -> None:
     output = options.output or runs[0]
     page = write_report(runs, output)
     console = Console()
-    console.print(render_table([summarize(run) for run in load_runs(runs)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EntropyControlWarning)  # old keys were told of above
+        console.print(render_table([summarize(run) for run in load_runs(runs)]))
     console.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -43,7 +43,7 @@ def entropy_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure:
     groups = grouped(runs)
     with style.style():
         if len(groups) > TOGETHER:
-            return _panels(groups, PROBE, f"{ENTROPY}; dashed: target, dotted: not steered", width)
+            return _panels(groups, PROBE, ENTROPY, width)
         figure = style.empty_figure(width, 4.2)
         axis = figure.subplots()
         axis.set_title(ENTROPY)
@@ -59,7 +59,7 @@ def entropy_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure:
 
 def reward_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure:
     """Draw the reward of the training batches and, up to six methods, pass@1 and the largest k."""
-    groups, title = grouped(runs), f"Training reward (running mean of {SMOOTHING} steps)"
+    groups, title = grouped(runs), "Training reward"
     if len(groups) > TOGETHER:
         return _panels(groups, "reward", title, width)
     ks = sorted({k for run in runs for k in pass_ks(run)})

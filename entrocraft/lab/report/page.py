@@ -52,13 +52,14 @@ def _render(runs: Sequence[Run], summaries: Sequence[summary.Summary]) -> str:
     drawn = (figures.entropy_figure, figures.reward_figure, figures.control_figure)
     looks = {name: look["color"] for name, look in figures.looks_of(groups).items()}
     return environment.get_template("page.html").render(
-        title=", ".join(groups) if len(groups) <= figures.TOGETHER else f"{len(groups)} methods",
+        title=" · ".join(groups) if len(groups) <= figures.TOGETHER else f"{len(groups)} methods",
         runs=list(zip(runs, summaries, strict=True)),
         groups=groups,
         table=text_table(summaries),
         every=text_table([replace(s, group=f"{s.name}, seed {s.seed}") for s in summaries]),
         colors=looks if len(groups) <= figures.TOGETHER else {n: style.color_of(n) for n in groups},
         pictures=[_picture(draw, runs) for draw in drawn],
+        constants=summary,
         differing=differing_settings([members[0] for members in groups.values()]),
         to_yaml=lambda config: yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     )

@@ -50,7 +50,7 @@ def render_table(summaries: Sequence[Summary]) -> Table:
     for i, title in enumerate(header):
         table.add_column(title, justify="right" if i else "left", overflow="fold")
     for row in rows:
-        # Text: square brackets in a name are not rich markup
+        # square brackets in a name are not rich markup
         table.add_row(*(Text("\n".join(filter(None, cell))) for cell in row))
     return table
 
@@ -67,8 +67,8 @@ def text_table(summaries: Sequence[Summary]) -> tuple[list[str], list[Any], list
         "tracking error": ("tracking_error", ".3f", ""),
         "final reward": ("final_reward", ".2f", ""),
         **{f"pass@{k}": (f"pass@{k}", ".2f", f"pass@{k}_start") for k in [*ks[:1], *ks[-1:]]},
-        "rollouts kept": ("kept_fraction", ".0%", ""),
-        "steps saturated": ("saturated_share", ".0%", ""),
+        "kept": ("kept_fraction", ".0%", ""),
+        "at limit": ("saturated_share", ".0%", ""),
     }
     columns = {title: at for title, at in columns.items() if any(row[at[0]] for row in rows)}
     notes = [NOTE] if any(row["runs"] > 1 for row in rows) else []

@@ -278,7 +278,7 @@ def test_table_in_a_terminal(tmp_path):
     assert cells[0]["pass@4"] == ("0.40 → 0.80", "")
     assert cells[0]["time"] == ("0:01:20", "")
     assert cells[1]["tracking error"] == ("0.000 *", "")
-    assert cells[1]["rollouts kept"] == ("–", "")
+    assert cells[1]["kept"] == ("–", "")
     assert notes[0] == NOTE
     wide, small = (Console(width=width, file=open(tmp_path / "out", "w")) for width in (140, 80))  # noqa: SIM115
     for console in (wide, small):
