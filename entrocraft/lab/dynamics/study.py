@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from functools import partial
@@ -27,6 +26,7 @@ from entrocraft.lab.tasks.store import stored_problems
 from entrocraft.lab.training.directory import RunDirectory
 from entrocraft.lab.training.run import prepare_model
 from entrocraft.lab.training.trainer import build_trainer, trainer_arguments
+from entrocraft.storage import write_atomically
 
 __all__ = ["dynamics"]
 
@@ -92,9 +92,7 @@ class _Results:
         """Rewrite the file, whole or not at all; JSON has no NaN and no infinity: null."""
         text = json.dumps(self.values | values)
         self.values = json.loads(text, parse_constant=lambda name: None)
-        half = self.file.with_suffix(".partial")
-        half.write_text(json.dumps(self.values, indent=1) + "\n")
-        os.replace(half, self.file)
+        write_atomically(self.file, json.dumps(self.values, indent=1) + "\n")
 
 
 def _measure(

@@ -221,12 +221,10 @@ def keys(home, output, training=None, **changes):
 @pytest.fixture
 def paid(monkeypatch):
     """Reward that differs inside nearly every group, whatever an untrained model writes."""
-    from entrocraft.lab.training import trainer
+    from entrocraft.lab.tasks import get_task
 
-    def reward(task, problems):
-        return lambda completions, **columns: [float(sum(map(ord, c)) % 2) for c in completions]
-
-    monkeypatch.setattr(trainer, "_reward", reward)
+    checksum = staticmethod(lambda problem, text: float(sum(map(ord, text)) % 2))
+    monkeypatch.setattr(type(get_task("chain_sum")), "verify", checksum)
 
 
 def command(home, tmp_path, values, *flags):
