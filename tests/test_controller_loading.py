@@ -22,6 +22,13 @@ def test_what_is_no_state(state):
 
 
 HUGE = 10**400
+REPORTED = pytest.mark.xfail(reason="reported: a number that makes no sense", strict=False)
+UNCHECKED = [
+    *(("feedback.first_gain", value) for value in (0.0, -5.0)),
+    ("monitor.warned", "saturated"),
+    ("scale", -5.0),
+    ("decisions", -1),
+]
 BROKEN = [
     *(("decisions", value) for value in (None, "many", math.nan, math.inf, [])),
     *(("initial", value) for value in ("half", math.nan, math.inf, HUGE, [0.5])),
@@ -37,6 +44,7 @@ BROKEN = [
     *(("monitor", value) for value in (None, {}, [], "state")),
     *(("monitor.saturated_in_a_row", value) for value in (None, "x", math.nan, math.inf)),
     *(("monitor.warned", value) for value in (None, 7)),
+    *UNCHECKED,
 ]
 
 
@@ -52,7 +60,15 @@ def put(state, path, change):
 
 
 @pytest.mark.parametrize(
-    ("path", "value"), BROKEN, ids=[f"{path}={str(value)[:12]}" for path, value in BROKEN]
+    ("path", "value"),
+    [
+        pytest.param(
+            *case,
+            id=f"{case[0]}={str(case[1])[:12]}",
+            marks=[REPORTED] if case in UNCHECKED else [],
+        )
+        for case in BROKEN
+    ],
 )
 def test_a_broken_state_is_refused_and_changes_nothing(path, value):
     steered = controller()

@@ -153,6 +153,18 @@ def test_gains_stay_within_their_bound(gain):
     assert not all(1 / 3 < learnt < 3 for learnt in free.gains), "the bound must have been needed"
 
 
+@pytest.mark.parametrize(("direction", "factor"), [(1, 30.0), (-1, 1 / 30)])
+def test_gains_are_learnt_up_to_thirty_times_the_first_guess(direction, factor):
+    kalman = replace(FILTER, gain_walk=0.5)
+    state, largest, least = kalman.update(FilterState(), 2.0, 0.001, 0.1), 1.0, 1.0
+    for step in range(60):
+        effect = 0.01 * (-1) ** step  # up and down: neither drift nor pending explain it
+        state = kalman.predict(state, (effect, 0.0), 0.0, PLAIN)
+        state = kalman.update(state, 2.0 + 50 * direction * (effect > 0) * 0.01, 0.001, 0.1)
+        largest, least = max(largest, state.gains[0]), min(least, state.gains[0])
+    assert (largest if direction > 0 else least) == pytest.approx(factor * state.first_gain)
+
+
 def test_the_first_gain_is_a_share_of_the_entropy():
     kalman = EntropyFilter(reachable=0.1)
     assert FilterState().gains == (0.0, 0.0)
