@@ -239,7 +239,9 @@ def test_what_is_no_state_is_refused_and_changes_nothing(state):
 def test_the_errors_of_states_name_the_remedy():
     with pytest.raises(ValueError, match="by the method 'halving', not by 'observer'; resume with"):
         Observer().load_state_dict(Halving().state_dict())
-    with pytest.raises(ValueError, match=r"not a state of the method 'observer'.*another method or"):
+    with pytest.raises(
+        ValueError, match=r"not a state of the method 'observer'.*another method or"
+    ):
         Observer().load_state_dict({"version": 3})
 
 
