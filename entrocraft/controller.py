@@ -114,7 +114,8 @@ class EntropyController(Method):
         deadband = self.rule is not None and self.rule.deadband
         self.feedback = self.feedback_settings.build(deadband)
         plans = self.rule is not None and not deadband
-        self.remeasure = (1.0 if plans else 0.0) if remeasure is None else float(remeasure)
+        share = (1.0 if plans else 0.0) if remeasure is None else remeasure
+        self.remeasure = float(share) if isinstance(share, (int, float)) else math.nan
         if not 0 <= self.remeasure <= 1:
             raise ValueError(f"remeasure is a share of the prompts, 0 to 1, got {remeasure}")
         self.seed = int(seed)
@@ -356,11 +357,13 @@ class EntropyController(Method):
         """Make a state from its JSON form."""
         initial, scale = state["initial"], float(state["scale"])
         initial = None if initial is None else float(initial)
-        if not math.isfinite(scale) or not (initial is None or math.isfinite(initial)):
+        if not (0 <= scale < math.inf) or not (initial is None or math.isfinite(initial)):
             raise ValueError(f"scale {scale} and initial {initial} must be finite")
-        monitor = state["monitor"]
+        monitor, decisions = state["monitor"], int(state["decisions"])
+        if decisions < 0 or not isinstance(monitor["warned"], (list, tuple)):
+            raise ValueError(f"{decisions} decisions and warnings {monitor['warned']!r}")
         return ControllerState(
-            decisions=int(state["decisions"]),
+            decisions=decisions,
             initial=initial,
             scale=scale,
             feedback=self.feedback.load_state(state["feedback"]),

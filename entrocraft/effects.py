@@ -157,6 +157,11 @@ class BatchMeans:
         if stats.token_weight is None:
             return cls(tokens, 1.0, float(stats.logprob.sum()) / tokens)
         weight = float((stats.token_weight * stats.tokens).sum()) / tokens
+        if not weight > 0:
+            raise ValueError(
+                f"token_weight adds up to {weight * tokens:g} over the tokens; a loss weighs some "
+                "token: give None if all count the same"
+            )
         logprob = float((stats.token_weight * stats.logprob).sum()) / (tokens * weight)
         return cls(tokens, weight, logprob)
 

@@ -282,10 +282,9 @@ class Method:
                 f"the checkpoint was written by the method {state.get('method')!r}, not by "
                 f"{self.name!r}; resume with the method that wrote it"
             )
-        state = _of_first_version(state)
         after = copy.copy(self)
         try:
-            after._load(state)
+            after._load(_of_first_version(state))
             after._target.check(after._initial)
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(
@@ -297,6 +296,8 @@ class Method:
         """Set the attributes that `state_dict` wrote; baselines extend it."""
         initial = state["initial"]
         self._initial = None if initial is None else float(initial)
+        if self._initial is not None and not math.isfinite(self._initial):
+            raise ValueError(f"the initial entropy is {initial!r}; a finite number is expected")
 
 
 def read_batch(

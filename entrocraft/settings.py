@@ -75,6 +75,8 @@ class ControlSettings:
                     "have it, its own options go into control.options"
                 )
         options = self.options
+        if not isinstance(options, dict):
+            raise ValueError(f"control.options is {options!r}; it has keys, e.g. {{ratio: 0.001}}")
         if "seed" in methods.options_of(self.rule):
             options = {"seed": seed} | options
         return methods.get_method(self.rule, self.schedule, **options)

@@ -326,7 +326,6 @@ def test_levels_that_cannot_be_served():
         rollout_effects(stats, "hessian")
 
 
-@pytest.mark.xfail(reason="reported: a division by zero", strict=False)
 def test_a_loss_that_weighs_no_token_is_refused():
     stats = batch()[0]
     with pytest.raises(ValueError, match="token_weight"):

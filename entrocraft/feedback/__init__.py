@@ -42,7 +42,7 @@ class FeedbackSettings:
     band: float | tuple[float, float] = 0.05
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
+        if not isinstance(self.horizon, int) or self.horizon < 1:
             raise ValueError(f"horizon must be at least 1 optimizer step, got {self.horizon}")
         if not (math.isfinite(self.limit) and self.limit >= 1e-9):
             raise ValueError(f"limit must be finite and at least 1e-09, got {self.limit}")

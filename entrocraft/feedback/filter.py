@@ -121,6 +121,8 @@ class FilterState:
         for name in ("first", "first_gain", "steps"):
             value = state[name]
             numbers[name] = None if value is None else float(_finite(value, ()))
+        if numbers["first_gain"] is not None and numbers["first_gain"] <= 0:
+            raise ValueError(f"first_gain is {numbers['first_gain']}; gains are above 0")
         return cls(
             mean=_finite(state["mean"], (_STATES,)),
             covariance=_finite(state["covariance"], (_STATES, _STATES)),
@@ -233,7 +235,7 @@ class EntropyFilter:
         unexplained = self.unexplained * 0.5 * (positive + negative) * spread
         enters = torch.zeros(_STATES, dtype=torch.float64)
         enters[_ENTROPY], enters[_PENDING] = added, 1 - added
-        noise = unexplained**2 * torch.outer(enters, enters)
+        noise = unexplained * unexplained * torch.outer(enters, enters)
         for index, walk in (
             (_DRIFT, self.drift_walk * first),
             (_BIAS_TRAINED, self.bias_walk * first),

@@ -38,7 +38,8 @@ class SelectionSettings:
         for name in ("constant_reward_groups", "draw"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if self.effective_batch is not None and self.effective_batch < 1:
+        whole = isinstance(self.effective_batch, int) and self.effective_batch >= 1
+        if self.effective_batch is not None and not whole:
             raise ValueError(
                 f"effective_batch must be at least 1 rollout, got {self.effective_batch}; None "
                 "keeps what is left"
