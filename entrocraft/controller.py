@@ -342,6 +342,12 @@ class EntropyController(Method):
             ) from error
         if version == 2:
             message = "the checkpoint is of entrocraft 0.1.0; its state is read for one release"
+            if f"effect={self._effect!r}" not in str(state.get("settings")):
+                message += (
+                    f"; it was written at another effect level than {self._effect!r}, whose scale "
+                    "and gains have another unit: give the old level by effect='...' (the default "
+                    "was 'logit')"
+                )
         elif state.get("settings") != self._settings():
             message = (
                 f"the checkpoint's controller was {state.get('settings')}, this one is "

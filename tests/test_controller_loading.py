@@ -202,3 +202,21 @@ def test_a_state_of_the_first_version_as_it_was_written():
     assert decision.metrics["entropy/gain_positive"] == pytest.approx(12.6, rel=0.2)
     assert steered.state_dict()["version"] == 3
     assert math.isfinite(decision.metrics["entropy/shortfall"])
+
+
+def test_a_state_of_0_1_0_at_another_effect_level_says_so():
+    steered = controller(effect="sampled")
+    state = steered.state_dict()
+    old = {
+        "version": 2,
+        "settings": "EntropyController(schedule=constant(0.5), effect='logit', seed=0)",
+        "decisions": 3,
+        "goal": {"initial": 0.5},
+        "scale": 0.1,
+        "feedback": {"saturated": False, "shortfall": 0.0},
+        "observer": state["feedback"],
+        "saturated_in_a_row": 0,
+        "warned": [],
+    }
+    with pytest.warns(EntropyControlWarning, match="another effect level than 'sampled'"):
+        steered.load_state_dict(old)

@@ -186,10 +186,10 @@ class EntropyFilter:
         noise = max(stderr if math.isfinite(stderr) else 0.1 * first, 1e-6 * first)
         fresh = float(covariance[_ENTROPY, _ENTROPY]) == 0
         if fresh:
-            covariance[_ENTROPY, _ENTROPY] = noise**2
-            covariance[_DRIFT, _DRIFT] = (self.drift_walk * first) ** 2
+            covariance[_ENTROPY, _ENTROPY] = noise * noise
+            covariance[_DRIFT, _DRIFT] = _squared(self.drift_walk * first)
             for bias, share in ((_BIAS_TRAINED, 1.0), (_BIAS_LEFT_OUT, _LEFT_OUT_BIAS)):
-                covariance[bias, bias] = (share * self.bias_spread * first) ** 2
+                covariance[bias, bias] = _squared(share * self.bias_spread * first)
         state = replace(state, first=first, mean=mean, covariance=covariance)
         if not fresh:
             reading = torch.zeros(_STATES, dtype=torch.float64)
@@ -207,7 +207,7 @@ class EntropyFilter:
         mean, covariance = state.mean.clone(), state.covariance.clone()
         for index in _GAINS:
             mean[index] = gain
-            covariance[index, index] = (self.gain_spread * gain) ** 2
+            covariance[index, index] = _squared(self.gain_spread * gain)
         return replace(state, first_gain=gain, mean=mean, covariance=covariance)
 
     def predict(
@@ -242,7 +242,7 @@ class EntropyFilter:
             (_BIAS_LEFT_OUT, _LEFT_OUT_BIAS * self.bias_walk * first),
             *((gain, self.gain_walk * (state.first_gain or 0.0)) for gain in _GAINS),
         ):
-            noise[index, index] = steps * walk**2
+            noise[index, index] = steps * walk * walk
         covariance = move @ state.covariance @ move.T + noise
         covariance = 0.5 * (covariance + covariance.T)
         return _usable(replace(state, mean=mean, covariance=covariance, steps=steps), first)
@@ -281,7 +281,7 @@ class EntropyFilter:
     ) -> FilterState:
         """Kalman correction by a measurement of ``reading @ mean``."""
         column = state.covariance @ reading
-        variance = max(float(reading @ column), 0.0) + noise**2
+        variance = max(float(reading @ column), 0.0) + noise * noise
         if not variance > 0:
             return state
         largest = _LARGEST_SURPRISE * math.sqrt(variance)
@@ -296,6 +296,11 @@ class EntropyFilter:
         return _usable(replace(state, mean=mean, covariance=covariance), float(mean[_ENTROPY]))
 
 
+def _squared(value: float) -> float:
+    """The square; infinite, where `**` would raise an OverflowError."""
+    return value * value
+
+
 def _usable(state: FilterState, entropy: float) -> FilterState:
     """Start afresh, at this entropy, where numbers left the range of float64."""
     if bool(torch.isfinite(state.mean).all() and torch.isfinite(state.covariance).all()):
@@ -303,7 +308,7 @@ def _usable(state: FilterState, entropy: float) -> FilterState:
     mean, covariance = torch.zeros_like(state.mean), torch.zeros_like(state.covariance)
     first = state.first or 0.0
     mean[_ENTROPY] = entropy if math.isfinite(entropy) else first
-    covariance[_ENTROPY, _ENTROPY] = (_LOST_ENTROPY_ERROR * first) ** 2
+    covariance[_ENTROPY, _ENTROPY] = _squared(_LOST_ENTROPY_ERROR * first)
     return FilterState(state.first, None, mean, covariance, None)
 
 

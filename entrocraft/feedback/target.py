@@ -56,7 +56,7 @@ class Target:
             TargetError: a target that is negative, not finite or above log(V).
         """
         if vocabulary is not None:
-            if vocabulary < 1:
+            if not isinstance(vocabulary, int) or vocabulary < 1:
                 raise ValueError(f"vocabulary must be at least 1 token, got {vocabulary}")
             self._max_entropy = math.log(vocabulary)
         self._steps = steps

@@ -135,7 +135,7 @@ class Switch:
     Above the band only successes train, with advantage +1; below it only failures, with -1; also in
     groups whose rollouts all succeeded or all failed, where group-normalized advantages are 0. A
     reward of at least `success` counts as a success (so rewards in {0, 1} and in {-1, 1} mean the
-    same).
+    same). A batch in which the estimator's advantages are all 0 is left as it is.
     """
 
     name: ClassVar[str] = "switch"

@@ -19,11 +19,11 @@ from entrocraft.lab.report import style as looks
 __all__ = ["draw"]
 
 _RULES = {
-    ("sign", "sign"): ("sign", looks.ORANGE),
-    ("switch", "sign"): ("switch", looks.PURPLE),
-    ("tilt", "sampled"): ("tilt, sampled", looks.SKY),
-    ("tilt", "logit"): ("tilt, logit", looks.GREEN),
-    ("tilt", "gradient"): ("tilt, gradient", looks.BLUE),
+    ("sign", "sign"): ("sign", looks.color_of("sign")),
+    ("switch", "sign"): ("switch", looks.color_of("switch")),
+    ("tilt", "sampled"): ("tilt, sampled", looks.color_of("tilt")),
+    ("tilt", "logit"): ("tilt, logit", looks.SKY),
+    ("tilt", "gradient"): ("tilt, gradient", looks.ORANGE),
 }
 _SIGNS = {"positive": ("A > 0", looks.BLUE), "negative": ("A < 0", looks.VERMILION)}
 _SHARES = {
