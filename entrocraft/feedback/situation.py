@@ -1,4 +1,4 @@
-"""What a feedback sees before it chooses the pressure of a batch, and what it answers."""
+"""Input and output of a feedback: what it sees of a batch, and the pressure it chooses."""
 
 from __future__ import annotations
 

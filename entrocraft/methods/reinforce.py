@@ -1,4 +1,4 @@
-"""REINFORCE on raw rewards: of a part of the rollouts, weighted, or with a quantile as baseline."""
+"""REINFORCE variants on raw rewards: of a subset, weighted, or with a quantile baseline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token weights: methods that give each token an advantage of its own, and the losses they fit."""
+"""Token weights: methods that set one advantage per token, and the losses that fit them."""
 
 from __future__ import annotations
 

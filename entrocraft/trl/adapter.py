@@ -1,4 +1,4 @@
-"""Adapter of TRL: one generation batch, its decision, and its second scoring after the update."""
+"""Adapter of TRL: applies a decision to a generation batch and scores it again afterwards."""
 
 from __future__ import annotations
 

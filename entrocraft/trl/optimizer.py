@@ -1,4 +1,4 @@
-"""The optimizer's momentum: how long a change goes on after the step that caused it."""
+"""Optimizer momentum: how long the effect of a step persists in later steps."""
 
 from __future__ import annotations
 

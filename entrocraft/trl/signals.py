@@ -1,4 +1,4 @@
-"""Signals: log-probability, entropy and sensitivity of each token, from a forward pass of TRL's.
+"""Signals: log-probability, entropy and sensitivity per token, captured from a pass of TRL.
 
 TRL computes log-probabilities (and entropies) of the completions in one method. Where it does so
 before the update anyway, the pass is listened to; where it does not, one pass without gradients is

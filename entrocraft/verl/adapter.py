@@ -1,4 +1,4 @@
-"""Adapter of verl: one training batch, its decision, and its second scoring after the update."""
+"""Adapter of verl: applies a decision to a training batch and scores it again afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts entropy control into verl as verl's modules come to be imported."""
+"""The plug-in: import hooks that add entropy control to verl's modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""verl's rows as the rollouts that a decision is about, and back.
+"""Trajectories: verl's batch rows to the rollouts of a decision, and back.
 
 An agent may leave several rows for one rollout (session); rows that only fill up a batch belong to
 none. A decision keeps or rejects whole rollouts.

@@ -1,4 +1,4 @@
-"""A trainer held before an optimizer step: real updates are made from there and undone."""
+"""A trainer paused before an optimizer step: real updates are applied and rolled back."""
 
 from __future__ import annotations
 

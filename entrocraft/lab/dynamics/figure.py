@@ -1,4 +1,4 @@
-"""The picture of a study: predictions, the theorem, reachable change."""
+"""The figure of a dynamics study: predicted against measured change, theorem, reach."""
 
 from __future__ import annotations
 

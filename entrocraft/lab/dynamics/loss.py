@@ -1,4 +1,4 @@
-"""What TRL's loss puts on each token, asked of the trainer's own loss.
+"""The weight of each token in TRL's loss, obtained from the trainer's own loss function.
 
 It depends on the loss type, its normalizers, importance sampling, clipping, entropy quantile and
 version of TRL. So the loss is evaluated on log-probabilities that stand for the model's, without a

@@ -1,4 +1,4 @@
-"""The study: a plain training, held at its stages, looked at, and let go on."""
+"""The study: a plain training run, paused at its stages, measured, and resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials: real updates from the held state, by random keep patterns and by rejection rules."""
+"""Trials: real updates from the paused state, with random keep masks and rejection rules."""
 
 from __future__ import annotations
 

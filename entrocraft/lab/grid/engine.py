@@ -1,4 +1,4 @@
-"""Trains what is missing of a study, keeps each cell as soon as it is there, and reports."""
+"""Runs the missing cells of a study, saves each as it finishes, and writes the report."""
 
 from __future__ import annotations
 
