@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from entrocraft import schedules
 from entrocraft.effects import LEVELS, BatchMeans, rollout_effects
@@ -22,7 +23,14 @@ from entrocraft.method import (
     read_batch,
 )
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
-from entrocraft.selection import Response, Selection, SelectionSettings, get_rule, rule_input
+from entrocraft.selection import (
+    Response,
+    Selection,
+    SelectionSettings,
+    get_rule,
+    rule_input,
+    systematic_draw,
+)
 
 __all__ = ["ControllerState", "EntropyController", "PressureAndScale"]
 
@@ -174,7 +182,7 @@ class EntropyController(Method):
         chosen, response, state, planned = self._choose(state, stats, step, metrics)
         pressure = chosen.pressure
         selection, active = response.select(pressure.value)
-        weights = self._weights(state, response, selection, active)
+        weights = self._draw(state, selection.probabilities, response.given.effects)
         joining = response.joining
         counted = active if joining is None else active & ~joining
         metrics |= planned | _outcome(pressure.value, weights, counted, pressure.saturated)
@@ -244,7 +252,6 @@ class EntropyController(Method):
         response = Response(
             self.rule,
             replace(given, scale=scale),
-            self.selection,
             unit,
             stats.tokens,
             self.feedback.limit,
@@ -271,19 +278,13 @@ class EntropyController(Method):
         decision = Decision(ones, ones.clone(), stats.advantages.clone(), metrics, useful)
         return decision, replace(state, decisions=state.decisions + 1)
 
-    def _weights(
-        self,
-        state: ControllerState,
-        response: Response,
-        selection: Selection,
-        active: torch.Tensor,
-    ) -> torch.Tensor:
-        """Draw the rollouts that are kept, or weigh them: (B,)."""
+    def _draw(self, state: ControllerState, probabilities: Tensor, effects: Tensor) -> Tensor:
+        """Draw the rollouts that are kept: (B,) float64, 0 or 1."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + state.decisions) % 2**63)
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         # ordered by effect, the draw is balanced in every range of effects: its sum stays on plan
-        order = torch.argsort(response.given.effects, stable=True)
-        return self.selection.weights(selection.probabilities, active, order, uniform)
+        order = torch.argsort(effects, stable=True)
+        return systematic_draw(probabilities, uniform, order).double()
 
     def post_update(self, change: float, stderr: float, trained: bool = True) -> None:
         """Take the measured change of the entropy by the last update; see `Method.post_update`."""
@@ -394,7 +395,7 @@ def _of_version_2(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, **renamed, "monitor": monitor}
 
 
-def _followed(scale: float, stats: RolloutStats, effects: torch.Tensor) -> float:
+def _followed(scale: float, stats: RolloutStats, effects: Tensor) -> float:
     """Slow average of the mean size of the effects of active, or else of joining, rollouts."""
     counted = effects[stats.active] if bool(stats.active.any()) else effects[effects != 0]
     size = float(counted.abs().mean()) if len(counted) else 0.0
@@ -404,9 +405,7 @@ def _followed(scale: float, stats: RolloutStats, effects: torch.Tensor) -> float
     return memory * scale + (1 - memory) * size
 
 
-def _outcome(
-    pressure: float, weights: torch.Tensor, active: torch.Tensor, saturated: bool
-) -> dict[str, float]:
+def _outcome(pressure: float, weights: Tensor, active: Tensor, saturated: bool) -> dict[str, float]:
     """Return what was done with the active rollouts."""
     kept, count = int((active & (weights > 0)).sum()), int(active.sum())
     return {
