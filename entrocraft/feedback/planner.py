@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from entrocraft.feedback.filter import EntropyFilter, FilterState
-from entrocraft.feedback.situation import Pressure, Situation
+from entrocraft.feedback.filter import EntropyFilter
+from entrocraft.feedback.situation import Feedback, Pressure, Situation
 from entrocraft.rollouts.step import StepInfo
 
 __all__ = ["Planner"]
 
 
-class Planner:
+class Planner(Feedback):
     """Feedback that plans on what a Kalman filter knows of the entropy; the default.
 
     With the filter's entropy H, pending change U and drift b, momentum m, and n the horizon (at
@@ -30,13 +30,12 @@ class Planner:
     def __init__(self, horizon: int = 4, limit: float = 8.0) -> None:
         self.horizon = horizon
         self.limit = limit
-        self.filter = EntropyFilter()
 
-    def start(self) -> FilterState:
+    def start(self) -> EntropyFilter:
         """Return the state before the first batch."""
-        return FilterState()
+        return EntropyFilter()
 
-    def wanted(self, state: FilterState, situation: Situation) -> float:
+    def wanted(self, state: EntropyFilter, situation: Situation) -> float:
         """F: nats per token that this batch shall add in total."""
         momentum, batch = situation.step.decay, situation.step.optimizer_steps
         steps = max(self.horizon, math.ceil(batch))
@@ -45,11 +44,11 @@ class Planner:
         return (situation.target(steps) - lands - steps * state.drift) / arrives
 
     def choose(
-        self, state: FilterState, situation: Situation
-    ) -> tuple[Pressure, FilterState, dict[str, float]]:
+        self, state: EntropyFilter, situation: Situation
+    ) -> tuple[Pressure, EntropyFilter, dict[str, float]]:
         """Take the measurement, return the pressure for this batch, the state and what to log."""
         response = situation.response
-        state = self.filter.update(state, situation.measured, situation.stderr, response.size)
+        state = state.update(situation.measured, situation.stderr, response.size)
         metrics = {
             "entropy/estimate": state.entropy,
             "entropy/reachable_up": state.in_nats(response.at(self.limit)),
@@ -63,29 +62,29 @@ class Planner:
         return Pressure(value, saturated, wanted - reached if saturated else 0.0), state, metrics
 
     def applied(
-        self, state: FilterState, effects: tuple[float, float], spread: float, step: StepInfo
-    ) -> tuple[FilterState, dict[str, float]]:
+        self, state: EntropyFilter, effects: tuple[float, float], spread: float, step: StepInfo
+    ) -> tuple[EntropyFilter, dict[str, float]]:
         """Take what enters the update: summed kept effects by sign, root of their squared sum."""
         positive, negative = state.gains
         metrics = {
             "entropy/chosen_change": state.in_nats(effects),
-            "entropy/predicted_change": self.filter.predicted_change(state, effects, step),
+            "entropy/predicted_change": state.predicted_change(effects, step),
             "entropy/drift": state.drift,
             "entropy/gain_positive": positive,
             "entropy/gain_negative": negative,
         }
-        return self.filter.predict(state, effects, spread, step), metrics
+        return state.predict(effects, spread, step), metrics
 
     def post_update(
-        self, state: FilterState, change: float, stderr: float, trained: bool
-    ) -> FilterState:
+        self, state: EntropyFilter, change: float, stderr: float, trained: bool
+    ) -> EntropyFilter:
         """Take the measured change of the entropy over the last update, nats per token."""
-        return self.filter.update_change(state, change, stderr, trained)
+        return state.update_change(change, stderr, trained)
 
-    def state_dict(self, state: FilterState) -> dict[str, Any]:
+    def state_dict(self, state: EntropyFilter) -> dict[str, Any]:
         """Return a state, JSON-serializable."""
         return state.state_dict()
 
-    def load_state(self, state: dict[str, Any]) -> FilterState:
+    def load_state(self, state: dict[str, Any]) -> EntropyFilter:
         """Make a state from what `state_dict` gave."""
-        return FilterState.from_state_dict(state)
+        return EntropyFilter.from_state_dict(state)

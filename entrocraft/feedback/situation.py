@@ -1,10 +1,11 @@
-"""Input and output of a feedback: what it sees of a batch, and the pressure it chooses."""
+"""Feedback: the base class of the loops, what they see of a batch, and the pressure they choose."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from entrocraft.rollouts.step import StepInfo
 
@@ -45,31 +46,40 @@ class Pressure:
     shortfall: float = 0.0
 
 
-class Feedback(Protocol):
+class Feedback(ABC):
     """A loop from entropies (nats per token) to pressure; the controller keeps its state.
 
-    `choose` and `applied` also return numbers to log; `load_state` raises a ValueError, KeyError or
-    TypeError on anything that `state_dict` did not give.
+    As it stands it has no memory. `choose` and `applied` also return numbers to log.
     """
 
     limit: float
 
     def start(self) -> Any:
         """Return the state before the first batch."""
+        return None
 
-    def choose(self, state: Any, situation: Situation) -> tuple[Pressure, Any, dict]:
+    @abstractmethod
+    def choose(self, state: Any, situation: Situation) -> tuple[Pressure, Any, dict[str, float]]:
         """Take one measurement and return the pressure for its batch."""
 
     def applied(
         self, state: Any, effects: tuple[float, float], spread: float, step: StepInfo
-    ) -> tuple[Any, dict]:
-        """Take summed effects of what enters the update, and the root of their squared sum."""
+    ) -> tuple[Any, dict[str, float]]:
+        """Take summed effects of what enters the update by sign, the root of their squared sum."""
+        return state, {}
 
     def post_update(self, state: Any, change: float, stderr: float, trained: bool) -> Any:
         """Take a measured change of the entropy by the last update, nats per token."""
+        return state
 
     def state_dict(self, state: Any) -> dict[str, Any]:
         """Return a state, JSON-serializable."""
+        return {}
 
     def load_state(self, state: dict[str, Any]) -> Any:
-        """Make a state from what `state_dict` gave."""
+        """Make a state from what `state_dict` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is something else.
+        """
+        return self.start()

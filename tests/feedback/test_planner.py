@@ -192,8 +192,8 @@ def test_the_plan_counts_on_what_is_pending_and_on_the_drift():
     planner, place = Planner(horizon=5), StepInfo(0, 1, 0.8)
     state = planner.start()
     for measured in (0.5, 0.48, 0.46, 0.45):  # falls though nothing was done: a drift
-        state = planner.filter.update(state, measured, 0.002, 1.0)
-        state = planner.filter.predict(state, (-0.1, -0.1), 0.02, place)
+        state = state.update(measured, 0.002, 1.0)
+        state = state.predict((-0.1, -0.1), 0.02, place)
     assert state.pending < -1e-3
     assert state.drift < -1e-3
     goal = state.entropy - 0.005
@@ -288,7 +288,7 @@ def test_measured_changes_reach_the_filter_with_their_kind():
     state, _ = planner.applied(state, (0.4, -0.2), 0.1, StepInfo(0))
     for trained in (True, False):
         told = planner.post_update(state, -0.002, 0.0005, trained)
-        expected = planner.filter.update_change(state, -0.002, 0.0005, trained)
+        expected = state.update_change(-0.002, 0.0005, trained)
         assert told.state_dict() == expected.state_dict()
     both = [planner.post_update(state, -0.002, 0.0005, kind).stderr for kind in (True, False)]
     assert both[0] > both[1]
