@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from entrocraft.feedback.filter import EntropyFilter
@@ -12,6 +13,7 @@ from entrocraft.rollouts.step import StepInfo
 __all__ = ["Planner"]
 
 
+@dataclass(frozen=True)
 class Planner(Feedback):
     """Feedback that plans on what a Kalman filter knows of the entropy; the default.
 
@@ -27,9 +29,8 @@ class Planner(Feedback):
         limit: largest pressure.
     """
 
-    def __init__(self, horizon: int = 4, limit: float = 8.0) -> None:
-        self.horizon = horizon
-        self.limit = limit
+    horizon: int = 4
+    limit: float = 8.0
 
     def start(self) -> EntropyFilter:
         """Return the state before the first batch."""
@@ -46,7 +47,7 @@ class Planner(Feedback):
     def choose(
         self, state: EntropyFilter, situation: Situation
     ) -> tuple[Pressure, EntropyFilter, dict[str, float]]:
-        """Take the measurement, return the pressure for this batch, the state and what to log."""
+        """Correct the filter by the measurement, and plan on it."""
         response = situation.response
         state = state.update(situation.measured, situation.stderr, response.size)
         metrics = {
@@ -64,7 +65,7 @@ class Planner(Feedback):
     def applied(
         self, state: EntropyFilter, effects: tuple[float, float], spread: float, step: StepInfo
     ) -> tuple[EntropyFilter, dict[str, float]]:
-        """Take what enters the update: summed kept effects by sign, root of their squared sum."""
+        """Move the filter on over the batch's steps."""
         positive, negative = state.gains
         metrics = {
             "entropy/chosen_change": state.in_nats(effects),
@@ -78,7 +79,7 @@ class Planner(Feedback):
     def post_update(
         self, state: EntropyFilter, change: float, stderr: float, trained: bool
     ) -> EntropyFilter:
-        """Take the measured change of the entropy over the last update, nats per token."""
+        """Correct the filter by the measured change."""
         return state.update_change(change, stderr, trained)
 
     def state_dict(self, state: EntropyFilter) -> dict[str, Any]:

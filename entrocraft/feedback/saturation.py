@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 __all__ = ["SaturationMonitor"]
 
@@ -25,15 +25,10 @@ class SaturationMonitor:
     def check(
         self, metrics: dict[str, float], useful: int, remedies: Sequence[str]
     ) -> tuple[SaturationMonitor, tuple[str, ...]]:
-        """Look at one decision.
-
-        Args:
-            metrics: of the decision; the keys of docs/metrics.md.
-            useful: rollouts that carry a gradient in it.
-            remedies: what a user can change where rejection is at its limit.
+        """Look at one decision: its logged numbers, and how many of its rollouts carry a gradient.
 
         Returns:
-            The monitor after it, and the texts of new warnings.
+            The monitor after it, and the texts of new warnings, which name the remedies.
         """
         in_a_row = self.saturated_in_a_row + 1 if metrics["entropy/saturated"] > 0 else 0
         found = {}
@@ -53,4 +48,4 @@ class SaturationMonitor:
             )
         new = {topic: text for topic, text in found.items() if topic not in self.warned}
         warned = tuple(sorted({*self.warned, *new}))
-        return replace(self, saturated_in_a_row=in_a_row, warned=warned), tuple(new.values())
+        return SaturationMonitor(in_a_row, warned), tuple(new.values())
