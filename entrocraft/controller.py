@@ -14,6 +14,7 @@ from torch import Tensor
 from entrocraft import schedules
 from entrocraft.effects import LEVELS, BatchMeans, rollout_effects
 from entrocraft.feedback import FeedbackSettings, Pressure, Situation, TargetError
+from entrocraft.feedback.filter import EntropyFilter
 from entrocraft.feedback.saturation import SaturationMonitor
 from entrocraft.method import (
     Decision,
@@ -46,14 +47,14 @@ class ControllerState:
         decisions: batches decided on; the draw depends on it.
         initial: first measured entropy, nats per token; None before the first batch.
         scale: slow average of the effects' mean size.
-        feedback: state of the feedback.
+        feedback: memory of the feedback; None if it has none.
         monitor: what the saturation monitor has seen and said.
     """
 
     decisions: int = 0
     initial: float | None = None
     scale: float = 0.0
-    feedback: Any = None
+    feedback: EntropyFilter | None = None
     monitor: SaturationMonitor = field(default_factory=SaturationMonitor)
 
 
@@ -191,8 +192,10 @@ class EntropyController(Method):
             metrics["entropy/constant_reward_used"] = float((joining & (weights > 0)).sum())
         kept = response.kept(selection, weights)
         effects = float(kept[0].sum()), float(kept[1].sum())
-        after, applied = self.feedback.applied(state.feedback, effects, float(kept.norm()), step)
-        metrics |= applied
+        memory = state.feedback
+        if memory is not None:
+            metrics |= memory.report(effects, step)
+            memory = memory.predict(effects, float(kept.norm()), step)
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         useful = int((active & (weights > 0)).sum())
         monitor, texts = state.monitor.check(metrics, useful, self._remedies())
@@ -205,7 +208,7 @@ class EntropyController(Method):
             warnings=texts,
         )
         decisions = state.decisions + 1
-        return decision, replace(state, decisions=decisions, feedback=after, monitor=monitor)
+        return decision, replace(state, decisions=decisions, feedback=memory, monitor=monitor)
 
     def choose_pressure(
         self, state: ControllerState, stats: RolloutStats, step: StepInfo
@@ -288,8 +291,9 @@ class EntropyController(Method):
 
     def post_update(self, change: float, stderr: float, trained: bool = True) -> None:
         """Take the measured change of the entropy by the last update; see `Method.post_update`."""
-        memory = self.feedback.post_update(self.state.feedback, change, stderr, trained)
-        self.state = replace(self.state, feedback=memory)
+        if (memory := self.state.feedback) is not None:
+            memory = memory.update_change(change, stderr, trained)
+            self.state = replace(self.state, feedback=memory)
 
     def _remedies(self) -> list[str]:
         """What a user can change where rejection is at its limit."""
@@ -314,7 +318,7 @@ class EntropyController(Method):
             "decisions": state.decisions,
             "initial": state.initial,
             "scale": state.scale,
-            "feedback": self.feedback.state_dict(state.feedback),
+            "feedback": {} if state.feedback is None else state.feedback.state_dict(),
             "monitor": {**asdict(state.monitor), "warned": list(state.monitor.warned)},
         }
 
@@ -373,7 +377,7 @@ class EntropyController(Method):
             decisions=decisions,
             initial=initial,
             scale=scale,
-            feedback=self.feedback.load_state(state["feedback"]),
+            feedback=self.feedback.start() and EntropyFilter.from_state_dict(state["feedback"]),
             monitor=SaturationMonitor(
                 int(monitor["saturated_in_a_row"]), tuple(map(str, monitor["warned"]))
             ),

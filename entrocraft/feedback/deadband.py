@@ -39,7 +39,7 @@ class Deadband(Feedback):
                 "(low, high) as offsets from the target, e.g. (-0.05, 0.05)"
             )
 
-    def choose(self, state: None, situation: Situation) -> tuple[Pressure, None, dict[str, float]]:
+    def choose(self, memory: None, situation: Situation) -> tuple[Pressure, None, dict[str, float]]:
         """Compare the measurement with the band's edges."""
         target = situation.target(0)
         low, high = target + self.low, target + self.high

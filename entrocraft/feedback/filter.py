@@ -198,6 +198,17 @@ class EntropyFilter:
         drift = step.optimizer_steps * self.drift
         return before * self.pending + added * self.in_nats(effects) + drift
 
+    def report(self, effects: tuple[float, float], step: StepInfo) -> dict[str, float]:
+        """Numbers to log of a batch whose kept effects these are."""
+        positive, negative = self.gains
+        return {
+            "entropy/chosen_change": self.in_nats(effects),
+            "entropy/predicted_change": self.predicted_change(effects, step),
+            "entropy/drift": self.drift,
+            "entropy/gain_positive": positive,
+            "entropy/gain_negative": negative,
+        }
+
     def update_change(self, change: float, stderr: float, trained: bool = True) -> EntropyFilter:
         """Take a measured change of the entropy over the steps of the last `predict`.
 

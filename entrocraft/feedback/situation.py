@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from entrocraft.feedback.filter import EntropyFilter
 from entrocraft.rollouts.step import StepInfo
 
 __all__ = ["Feedback", "Pressure", "Situation"]
@@ -47,39 +48,14 @@ class Pressure:
 
 
 class Feedback(ABC):
-    """A loop from entropies (nats per token) to pressure; the controller keeps its state.
-
-    As it stands it has no memory. `choose` and `applied` also return numbers to log.
-    """
+    """A loop from entropies (nats per token) to pressure; the controller keeps its memory."""
 
     limit: float
 
-    def start(self) -> Any:
-        """Return the state before the first batch."""
+    def start(self) -> EntropyFilter | None:
+        """Return the memory before the first batch; None if the loop has none."""
         return None
 
     @abstractmethod
-    def choose(self, state: Any, situation: Situation) -> tuple[Pressure, Any, dict[str, float]]:
-        """Take one measurement and return the pressure for its batch."""
-
-    def applied(
-        self, state: Any, effects: tuple[float, float], spread: float, step: StepInfo
-    ) -> tuple[Any, dict[str, float]]:
-        """Take summed effects of what enters the update by sign, the root of their squared sum."""
-        return state, {}
-
-    def post_update(self, state: Any, change: float, stderr: float, trained: bool) -> Any:
-        """Take a measured change of the entropy by the last update, nats per token."""
-        return state
-
-    def state_dict(self, state: Any) -> dict[str, Any]:
-        """Return a state, JSON-serializable."""
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> Any:
-        """Make a state from what `state_dict` gave.
-
-        Raises:
-            ValueError, KeyError, TypeError: it is something else.
-        """
-        return self.start()
+    def choose(self, memory: Any, situation: Situation) -> tuple[Pressure, Any, dict[str, float]]:
+        """Take one measurement; return the pressure for its batch, the memory, numbers to log."""

@@ -96,8 +96,8 @@ class Target:
             )
         if self._max_entropy is not None and target > self._max_entropy:
             raise TargetError(
-                f"the schedule {curve!r} asks for {target:.4g} nats per token at step {step}, above "
-                f"log(vocabulary) = {self._max_entropy:.4g}, the most there is; lower the target"
+                f"the schedule {curve!r} asks for {target:.4g} nats per token at step {step}, "
+                f"above log(vocabulary) = {self._max_entropy:.4g}; lower the target"
             )
         return target
 
