@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from entrocraft.method import Measurement, checked
-from entrocraft.methods.rewards import RewardMethod
+from entrocraft.method import Measurement, number
+from entrocraft.methods.reinforce import RewardMethod
 from entrocraft.methods.token_weights import UNCLIPPED, TokenMethod
 from entrocraft.rollouts import RolloutStats, TokenBatch
-from entrocraft.selection.rules import SUCCESS
 
 __all__ = ["EntroPIC", "EntroPICFork"]
 
 
+@dataclass(eq=False)
 class EntroPIC(TokenMethod):
     """As published, with H the entropy of a micro-batch, e = H - h, p a token's probability::
 
@@ -42,24 +42,14 @@ class EntroPIC(TokenMethod):
     coefficient = "kp"
     trainer_options = UNCLIPPED  # `reweigh` clips the first term only
 
-    def __init__(
-        self,
-        schedule: Any = None,
-        *,
-        kp: float = 1.0,
-        ki: float = 0.01,
-        threshold: float = 0.95,
-        low: float = 0.2,
-        high: float = 0.2,
-    ) -> None:
-        super().__init__(schedule)
-        self.kp = checked(self, "kp", kp)
-        self.ki = checked(self, "ki", ki)
-        self.threshold = checked(self, "threshold", threshold, 0, 1)
-        self.low = checked(self, "low", low, 0)
-        self.high = checked(self, "high", high, 0)
-        self._sum = 0.0
-        self._alpha = 0.0
+    memory = ("sum", "alpha")
+    _sum = _alpha = 0.0
+
+    kp: float = number(1.0)
+    ki: float = number(0.01)
+    threshold: float = number(0.95, low=0, high=1)
+    low: float = number(0.2, low=0)
+    high: float = number(0.2, low=0)
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         target = self.target(tokens.step)
@@ -78,14 +68,8 @@ class EntroPIC(TokenMethod):
     def report(self) -> dict[str, float]:
         return {"entropy/alpha": self._alpha}
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"sum": self._sum, "alpha": self._alpha}
 
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._sum, self._alpha = float(state["sum"]), float(state["alpha"])
-
-
+@dataclass(eq=False)
 class EntroPICFork(RewardMethod):
     """As in Entrocraft's code, with e = H - h of the whole batch and rewards 1 and -1::
 
@@ -106,14 +90,11 @@ class EntroPICFork(RewardMethod):
     own_target = 0.5
     coefficient = "kp"
 
-    def __init__(
-        self, schedule: Any = None, *, kp: float = 1.0, ki: float = 0.01, success: float = SUCCESS
-    ) -> None:
-        super().__init__(schedule, success=success)
-        self.kp = checked(self, "kp", kp)
-        self.ki = checked(self, "ki", ki)
-        self._integral = 0.0
-        self._alpha = 0.0
+    memory = ("integral", "alpha")
+    _integral = _alpha = 0.0
+
+    kp: float = number(1.0)
+    ki: float = number(0.01)
 
     def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
         right, wrong = self.successes(stats)
@@ -123,10 +104,3 @@ class EntroPICFork(RewardMethod):
 
     def report(self) -> dict[str, float]:
         return {"entropy/alpha": self._alpha}
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"integral": self._integral, "alpha": self._alpha}
-
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._integral, self._alpha = float(state["integral"]), float(state["alpha"])

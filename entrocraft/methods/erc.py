@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from entrocraft.method import checked
+from entrocraft.method import number
 from entrocraft.methods.token_weights import PPO_LOSSES, TokenMethod
 from entrocraft.rollouts import TokenBatch
 
@@ -16,6 +16,7 @@ __all__ = ["ERC"]
 _EPSILON = 1e-8
 
 
+@dataclass(eq=False)
 class ERC(TokenMethod):
     """A token trains only while ``low < H / H_old < high``.
 
@@ -35,10 +36,8 @@ class ERC(TokenMethod):
     losses = PPO_LOSSES
     needs_updates = True
 
-    def __init__(self, schedule: Any = None, *, low: float = 0.8, high: float = 1.2) -> None:
-        super().__init__(schedule)
-        self.low = checked(self, "low", low, 0)
-        self.high = checked(self, "high", high, above=low)
+    low: float = number(0.8, low=0)
+    high: float = number(1.2, above="low")
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         ratio = (tokens.entropies + _EPSILON) / (tokens.old_entropies + _EPSILON)
