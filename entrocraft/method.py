@@ -1,7 +1,5 @@
 """Method: the base class of the controller and of every baseline, and what a method decides."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping
@@ -27,6 +25,29 @@ __all__ = [
 
 class EntropyControlWarning(UserWarning):
     """Entropy control is on but cannot do what was asked, and why."""
+
+
+@dataclass(frozen=True)
+class ExtraRollouts:
+    """More rollouts for a part of the batch's prompts, sampled at another temperature.
+
+    Those that beat their group by more than `least_advantage` take the places of the batch's first
+    rollouts and are trained on with `advantage`.
+
+    Attributes:
+        share: part of the batch's prompts, in (0, 1]; the first ones.
+        temperature: sampling temperature.
+        rows: rollouts to take over, at most.
+        taken: part of those, in [0, 1], that is taken over.
+        least_advantage: what the estimator's advantage has to exceed.
+    """
+
+    share: float
+    temperature: float
+    rows: int
+    taken: float = 1.0
+    least_advantage: float = 0.0
+    advantage: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,30 +77,6 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class ExtraRollouts:
-    """More rollouts for a part of the batch's prompts, sampled at another temperature.
-
-    Those that beat their group by more than `least_advantage` take the places of the batch's first
-    rollouts and are trained on with `advantage`.
-
-    Attributes:
-        share: part of the batch's prompts, in (0, 1]; the first ones.
-        temperature: sampling temperature.
-        rows: rollouts to take over, at most.
-        taken: part of those, in [0, 1], that is taken over.
-        least_advantage: what the estimator's advantage has to exceed.
-        advantage: to train on.
-    """
-
-    share: float
-    temperature: float
-    rows: int
-    taken: float = 1.0
-    least_advantage: float = 0.0
-    advantage: float = 1.0
-
-
-@dataclass(frozen=True)
 class Measurement:
     """Entropy of one batch and its target, nats per token; None for a method without a target."""
 
@@ -100,10 +97,9 @@ def number(default: float | None, *, sets: str | None = None, **bounds: float | 
     Args:
         default: of the option.
         sets: option of the trainer that a `Preset` hands the number on to.
-        bounds: as for `checked`; the name of an option declared before stands for its value.
+        bounds: as for `checked`; the name of another option stands for its value.
     """
-    metadata = {"sets": sets, "bounds": bounds}
-    return field(default=default, kw_only=True, metadata=metadata)
+    return field(default=default, kw_only=True, metadata={"sets": sets, "bounds": bounds})
 
 
 @dataclass(eq=False)
@@ -122,8 +118,7 @@ class Method:
         name: in settings and logs.
         follows: whether the method steers entropy towards a target.
         own_target: the target without a schedule, nats per token.
-        coefficient: the method's main number, which a fair comparison tries several values of;
-            None if there is none.
+        coefficient: the main option, which a fair comparison tries several values of.
         losses: TRL's loss types under which the method is what its source says; None for all.
         needs_updates: whether all that the method does depends on how far the policy has moved
             since the batch was sampled, so that with one update per batch it is plain RL.
@@ -131,7 +126,7 @@ class Method:
             first update; "update": on each micro-batch on its way into the loss; None: never.
         uses_bonus: whether `bonus_entropy` takes the place of the entropy in the trainer's bonus.
         samples_more: whether `extra` may ask for more rollouts.
-        memory: names, without their underscore, of the numbers that `state_dict` is to keep.
+        memory: names, without their underscore, of the numbers that a resumed run needs.
         remeasure: share of the prompts, in [0, 1], that the adapter scores once more after the
             batch's last update and reports to `post_update`.
         hosted: whether the method has been in a trainer before.
@@ -148,7 +143,7 @@ class Method:
     uses_bonus: ClassVar[bool] = False
     samples_more: ClassVar[bool] = False
     memory: ClassVar[tuple[str, ...]] = ()
-    remeasure = 0.0  # what a run changes has no annotation: it is no argument of the constructor
+    remeasure = 0.0  # not annotated, and so no arguments of the constructor
     hosted = False
     seed = 0
 
@@ -314,13 +309,12 @@ class Method:
         vars(self).update(vars(after))
 
     def _load(self, state: dict[str, Any]) -> None:
-        """Set the numbers that `state_dict` wrote."""
         for key in ("initial", *self.memory):
             value, start = state[key], getattr(type(self), f"_{key}")
             if value is not None or start is not None:
                 value = int(value) if isinstance(start, int) else float(value)
                 if not math.isfinite(value):
-                    raise ValueError(f"the checkpoint's {key} is {value!r}; it has to be finite")
+                    raise ValueError(f"the checkpoint's {key} is {value}; it has to be finite")
             setattr(self, f"_{key}", value)
 
 
