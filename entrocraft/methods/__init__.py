@@ -9,8 +9,6 @@ A class's docstring has the formula, the source, the defaults and what the origi
 differently; its module is imported on first use.
 """
 
-from __future__ import annotations
-
 import difflib
 import inspect
 from importlib import import_module

@@ -1,7 +1,5 @@
 """AEnt: an adaptive bonus on the entropy of the likely part of the vocabulary."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,8 +64,7 @@ class AEnt(Method):
             elif self.schedule is not None:
                 raise ValueError(
                     f"aent: {name} is {bound!r}, and the schedule {self.schedule!r} takes its "
-                    "place; leave it out, or have no schedule (schedule=None; control.schedule: "
-                    "null)"
+                    "place; leave it out, or have no schedule (None; control.schedule: null)"
                 )
         super().__post_init__()
         self._bonus = self.bonus

@@ -1,7 +1,5 @@
 """AEPO: adds successes sampled at a higher or lower temperature, to steer the entropy."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from entrocraft.method import ExtraRollouts, Measurement, Method, number

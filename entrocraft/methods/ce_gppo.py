@@ -1,7 +1,5 @@
 """CE-GPPO: a bounded gradient for the tokens that PPO's clip would stop."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ Source: Cui et al., The Entropy Mechanism of RL (arXiv 2505.22617); repository
 PRIME-RL/Entropy-Mechanism-of-RL.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """EntroPIC, as published and as in Entrocraft's public code: a PI controller of the entropy."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -41,7 +39,6 @@ class EntroPIC(TokenMethod):
     own_target = 0.1
     coefficient = "kp"
     trainer_options = UNCLIPPED  # `reweigh` clips the first term only
-
     memory = ("sum", "alpha")
     _sum = _alpha = 0.0
 
@@ -52,15 +49,14 @@ class EntroPIC(TokenMethod):
     high: float = number(0.2, low=0)
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
-        target = self.target(tokens.step)
+        advantages, target = tokens.token_advantages, self.target(tokens.step)
         assert target is not None, "the decision on the batch knows the initial entropy"
         entropy = tokens.mean(tokens.entropies, none=math.nan)
         if math.isnan(entropy):
-            return tokens.token_advantages  # all masked: nothing was measured
+            return advantages  # all masked: nothing was measured
         error = entropy - target
         self._alpha = min(1.0, max(-1.0, self.kp * error + self.ki * self._sum))
         self._sum += error * tokens.share
-        advantages = tokens.token_advantages
         policy = torch.where(tokens.clipped(self.low, self.high), 0.0, advantages)
         likely = tokens.logprobs > (math.log(self.threshold) if self.threshold else -math.inf)
         return policy + self._alpha * advantages.abs() * likely
@@ -89,7 +85,6 @@ class EntroPICFork(RewardMethod):
     follows = True
     own_target = 0.5
     coefficient = "kp"
-
     memory = ("integral", "alpha")
     _integral = _alpha = 0.0
 

@@ -4,8 +4,6 @@ Source: Wang et al., On the Entropy Dynamics in Reinforcement Fine-Tuning (arXiv
 Trinity-RFT, branch example/entropy, which shrinks the response mask.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Entropy ratio clipping: no gradient for tokens whose entropy has changed too far."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Presets: baselines that consist of options of TRL's trainer and have no code of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar

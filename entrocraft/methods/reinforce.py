@@ -1,9 +1,6 @@
 """REINFORCE variants on raw rewards: of a subset, weighted, or with a quantile baseline."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +18,7 @@ class RewardMethod(Method):
     """A method that tells successes from failures by the raw reward.
 
     The raw reward is the weighted sum of the trainer's reward functions, so where accuracy and
-    format give 1 each, a success has to be above 1.
-
-    Args:
-        success: smallest reward of a success.
+    format give 1 each, `success`, the smallest reward of a success, has to be above 1.
     """
 
     success: float = number(SUCCESS)
@@ -36,37 +30,22 @@ class RewardMethod(Method):
         be scored is neither.
         """
         # in 32 bits as trainers have rewards, where 0.7 is a little less than in 64
-        rewards = required_rewards(self, stats).float()
+        rewards = required(self, stats, "rewards").float()
         return rewards >= self.success, rewards < self.success
 
 
-def required_rewards(owner: Method, stats: RolloutStats) -> Tensor:
-    """(B,) raw rewards, NaN where a rollout could not be scored.
+def required(owner: Method, stats: RolloutStats, name: str) -> Tensor:
+    """(B,) of the batch's `rewards`, NaN where a rollout could not be scored, or `group`.
 
     Raises:
         ValueError: the batch has none.
     """
-    if stats.rewards is None:
+    if (found := getattr(stats, name)) is None:
+        use = {"rewards": "trains on raw rewards", "group": "compares the rollouts of a prompt"}
         raise ValueError(
-            f"the method {owner.name!r} trains on raw rewards; put RolloutBatch.rewards (B,) into "
-            "the batch"
+            f"the method {owner.name!r} {use[name]}; put RolloutBatch.{name} (B,) into the batch"
         )
-    return stats.rewards
-
-
-def groups_of(owner: Method, stats: RolloutStats) -> Iterator[Tensor]:
-    """Row numbers of every group, the rollouts of one prompt.
-
-    Raises:
-        ValueError: the batch does not say which rollouts belong together.
-    """
-    if stats.group is None:
-        raise ValueError(
-            f"the method {owner.name!r} compares the rollouts of a prompt; put RolloutBatch.group "
-            "(B,) into the batch"
-        )
-    for prompt in stats.group.unique():
-        yield torch.nonzero(stats.group == prompt)[:, 0]
+    return found
 
 
 def drop_zeroed(advantages: Tensor, stats: RolloutStats) -> Tensor:
@@ -111,9 +90,10 @@ class ReinforceRej(RewardMethod):
 
     def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
         right, wrong = self.successes(stats)
-        mixed = torch.zeros_like(right)
-        for rows in groups_of(self, stats):
-            mixed[rows] = bool(right[rows].any()) and bool(wrong[rows].any())
+        mixed, group = torch.zeros_like(right), required(self, stats, "group")
+        for prompt in group.unique():
+            rows = group == prompt
+            mixed[rows] = right[rows].any() & wrong[rows].any()
         return torch.where(mixed, right.double() - wrong.double(), 0.0)
 
 
@@ -193,15 +173,15 @@ class QAE(Method):
     quantile: float = number(0.4, above=0, high=1)
 
     def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
-        rewards = required_rewards(self, stats)
+        rewards, group = required(self, stats, "rewards"), required(self, stats, "group")
         advantages = torch.zeros_like(stats.advantages)
-        for group in groups_of(self, stats):
-            rows = group[~rewards[group].isnan()]
-            if len(rows) < 2:
-                continue
+        for prompt in group.unique():
+            rows = (group == prompt) & ~rewards.isnan()
             known = rewards[rows]
+            if len(known) < 2:
+                continue
             # the tolerance keeps K n = 2.0000000001 from meaning the third reward
-            place = max(math.ceil(self.quantile * len(rows) - 1e-9) - 1, 0)
+            place = max(math.ceil(self.quantile * len(known) - 1e-9) - 1, 0)
             baseline = known.sort().values[place]
             advantages[rows] = (known - baseline) / (known.std() + 1e-6)
         return advantages

@@ -1,7 +1,5 @@
 """STEER: weighs tokens down by the entropy change that they are estimated to cause."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Token weights: methods that set one advantage per token, and the losses that fit them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
