@@ -309,6 +309,7 @@ class Method:
         vars(self).update(vars(after))
 
     def _load(self, state: dict[str, Any]) -> None:
+        """Set what `state_dict` wrote; the attribute of the class tells the type of a number."""
         for key in ("initial", *self.memory):
             value, start = state[key], getattr(type(self), f"_{key}")
             if value is not None or start is not None:

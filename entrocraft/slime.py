@@ -6,11 +6,9 @@
 
 slime calls it in place of its own estimator, on every data-parallel rank with that rank's samples.
 ENTROCRAFT is the section `control` of entrocraft's YAML files, as text. Effect levels are "sampled"
-(the default) and "sign". slime hands the function no model, so no batch is scored once more after
-its update (`remeasure` is 0). miles, a fork of slime, has no such hook.
-
-The function follows the interface that slime had in 2026 (slime/backends/megatron_utils/loss.py);
-it is tested as a function, not in a run of slime, which needs GPUs.
+(the default) and "sign". slime hands the function no model, so `remeasure` is 0. miles, a fork of
+slime, has no such hook. The interface is that of 2026 (slime/backends/megatron_utils/loss.py); this
+is tested as a function, not in a run of slime, which needs GPUs.
 """
 
 import contextlib
@@ -48,9 +46,9 @@ _state: dict[str, Any] = {}
 def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
     """Put GRPO's advantages, with those of rejected samples at 0, into `rollout_data`.
 
-    Writes the method's state to `args.save` after every decision and takes it from `args.load` at
-    the start; slime tells this function nothing of its checkpoints, so after a crash the state may
-    be a few batches ahead of the weights.
+    The method's state is written to `args.save` after every decision and read from `args.load` at
+    the start; slime does not tell when it writes checkpoints, so after a crash the state may be a
+    few batches ahead of the weights.
 
     Args:
         args: slime's; read are `advantage_estimator`, `calculate_per_token_loss`,

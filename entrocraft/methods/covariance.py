@@ -1,7 +1,6 @@
 """Clip-Cov and KL-Cov: restrain tokens of high covariance of advantage and log-probability.
 
-Source: Cui et al., The Entropy Mechanism of RL (arXiv 2505.22617); repository
-PRIME-RL/Entropy-Mechanism-of-RL.
+Cui et al., The Entropy Mechanism of RL (arXiv 2505.22617); PRIME-RL/Entropy-Mechanism-of-RL.
 """
 
 import math
@@ -18,10 +17,7 @@ __all__ = ["ClipCov", "KLCov", "token_covariance"]
 
 
 def token_covariance(tokens: TokenBatch) -> Tensor:
-    """(b, T): ``(A - mean A) (log p - mean log p)``, means over these rows' response tokens.
-
-    Each rollout weighs by its tokens. Values outside the mask mean nothing.
-    """
+    """(b, T): ``(A - mean A) (log p - mean log p)``, means over these rows' response tokens."""
     count = tokens.mask.sum().clamp(min=1)
     advantages = tokens.token_advantages
     mean_logprob = tokens.logprobs.masked_fill(~tokens.mask, 0.0).sum() / count

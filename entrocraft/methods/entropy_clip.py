@@ -1,7 +1,7 @@
 """Clip_B and Clip_V: drop tokens of negative advantage whose update would cost the most entropy.
 
-Source: Wang et al., On the Entropy Dynamics in Reinforcement Fine-Tuning (arXiv 2602.03392);
-Trinity-RFT, branch example/entropy, which shrinks the response mask.
+Wang et al., On the Entropy Dynamics in Reinforcement Fine-Tuning (arXiv 2602.03392); Trinity-RFT,
+branch example/entropy, which shrinks the response mask.
 """
 
 import math

@@ -21,8 +21,8 @@ class ERC(TokenMethod):
     H is the entropy of the token's position now, H_old that before the batch's first update. The
     token stays in the loss's denominator. Underneath is PPO's clip.
 
-    Source: Entropy Ratio Clipping (arXiv 2512.05591), Kwai-Klear; 1e-8 added to both
-    entropies. Its other base, the loss of `ce_gppo`, is left out.
+    Source: Entropy Ratio Clipping (arXiv 2512.05591), Kwai-Klear; 1e-8 is added to both entropies.
+    Its other base, the loss of `ce_gppo`, is left out.
 
     Args:
         low: smallest ratio of entropies, exclusive.
