@@ -21,14 +21,22 @@ __all__ = [
 
 
 class Preset(Method):
-    """A method that is nothing but options of the trainer: `fixed` ones, and those its own set."""
+    """A method that is nothing but options of the trainer.
+
+    They are `fixed`, set by a `number` of its own, or the loss if it fits a single one.
+    """
 
     fixed: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def trainer_options(self) -> dict[str, Any]:
-        names = {option.name: option.metadata.get("sets") for option in fields(self)}
-        return {**self.fixed, **{sets: getattr(self, own) for own, sets in names.items() if sets}}
+        options = dict(self.fixed)
+        if self.losses is not None and len(self.losses) == 1:
+            options["loss_type"] = self.losses[0]
+        for option in fields(self):
+            if name := option.metadata.get("sets"):
+                options[name] = getattr(self, option.name)
+        return options
 
 
 @dataclass(eq=False)
@@ -135,7 +143,7 @@ class DrGRPO(Preset):
 
     name = "dr_grpo"
     losses = ("dr_grpo",)
-    fixed: ClassVar[Mapping[str, Any]] = {"loss_type": "dr_grpo", "scale_rewards": "none"}
+    fixed: ClassVar[Mapping[str, Any]] = {"scale_rewards": "none"}
 
 
 @dataclass(eq=False)
@@ -153,10 +161,7 @@ class GSPO(Preset):
     name = "gspo"
     losses = ("grpo",)
     needs_updates = True
-    fixed: ClassVar[Mapping[str, Any]] = {
-        "importance_sampling_level": "sequence",
-        "loss_type": "grpo",
-    }
+    fixed: ClassVar[Mapping[str, Any]] = {"importance_sampling_level": "sequence"}
 
     low: float = number(3e-4, sets="epsilon", low=0)
     high: float = number(4e-4, sets="epsilon_high", low=0)
@@ -177,7 +182,6 @@ class CISPO(Preset):
     coefficient = "high"
     losses = ("cispo",)
     needs_updates = True
-    fixed: ClassVar[Mapping[str, Any]] = {"loss_type": "cispo"}
 
     high: float = number(5.0, sets="epsilon_high", above=0)
 
@@ -197,7 +201,6 @@ class SAPO(Preset):
     coefficient = "negative"
     losses = ("sapo",)
     needs_updates = True
-    fixed: ClassVar[Mapping[str, Any]] = {"loss_type": "sapo"}
 
     positive: float = number(1.0, sets="sapo_temperature_pos", above=0)
     negative: float = number(1.05, sets="sapo_temperature_neg", above=0)
