@@ -4,8 +4,6 @@ The library needs torch alone; trainers are reached through adapters such as `en
 imported only when asked for. `entrocraft.lab` trains, measures and draws, and is an extra.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -5,8 +5,6 @@ the same for all engines: every process validates before any goes on, all see al
 decision holds for all. `run_remeasure` scores a share of the prompts once more after the update.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,14 +53,11 @@ class Processes:
             result = compute()
         except ValueError as found:
             error = found
-        if self.count > 1:
-            wrong = self.gather(torch.tensor([float(error is not None)])).nonzero().flatten()
-            if len(wrong) and error is None:
-                raise ValueError(
-                    f"the rollouts of rank {int(wrong[0])} make no sense, see its error"
-                )
+        failed = self.gather(torch.tensor([float(error is not None)])).nonzero().flatten()
         if error is not None:
             raise error
+        if len(failed):
+            raise ValueError(f"the rollouts of rank {int(failed[0])} make no sense, see its error")
         return result
 
 
@@ -79,12 +74,6 @@ class ScoredTokens:
     entropies: Tensor
     prompts: Tensor
     spread: bool = False
-
-    def rows(self, chosen: Tensor) -> ScoredTokens:
-        """Return some of the rollouts."""
-        return ScoredTokens(
-            self.mask[chosen], self.logprobs[chosen], self.entropies[chosen], self.prompts[chosen]
-        )
 
 
 class Adapter(ABC):
@@ -118,10 +107,7 @@ class Adapter(ABC):
     def write(self, decision: Decision, advantages: Tensor, stats: RolloutStats) -> None:
         """Put (b,) advantages of this process's rollouts into the engine's batch.
 
-        Args:
-            decision: on all rollouts.
-            advantages: of this process's rollouts.
-            stats: that the decision was made on, of all processes.
+        `decision` and the `stats` that it was made on are of all processes' rollouts.
         """
 
     @abstractmethod
@@ -186,16 +172,17 @@ def run_remeasure(adapter: Adapter, before: ScoredTokens, trained: Tensor) -> No
         before: this process's rollouts under the policy before the update.
         trained: (b,) advantages as trained on.
     """
-    processes, step = adapter.processes, adapter.step_info().step
-    prompts = torch.unique(before.prompts)
+    prompts, processes = torch.unique(before.prompts), adapter.processes
     if before.spread:
         chosen = torch.arange(len(before.prompts))
     else:
+        step = adapter.step_info().step
         picked = choose_prompts(adapter.method, step, len(prompts), processes.index)
         chosen = torch.isin(before.prompts, prompts[picked]).nonzero().flatten()
-    part = before.rows(chosen)
     logprobs, entropies = adapter.score(chosen)
-    stats = change_stats(part.mask, part.logprobs, logprobs, part.entropies, entropies)
-    columns = [stats, trained[chosen].detach().cpu().double()[:, None], part.prompts[:, None]]
+    stats = change_stats(
+        before.mask[chosen], before.logprobs[chosen], logprobs, before.entropies[chosen], entropies
+    )
+    columns = [stats, trained[chosen].detach().cpu()[:, None], before.prompts[chosen][:, None]]
     found = processes.gather(torch.cat([column.double() for column in columns], dim=1))
     adapter.log(report_change(adapter.method, found[:, :4], found[:, 4], found[:, 5].long()))

@@ -1,11 +1,9 @@
 """Method: the base class of the controller and of every baseline, and what a method decides."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -14,37 +12,19 @@ from entrocraft import schedules
 from entrocraft.feedback.target import Target
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo, TokenBatch
 
-__all__ = ["Decision", "EntropyControlWarning", "ExtraRollouts", "Measurement", "Method", "checked"]
+__all__ = [
+    "Decision",
+    "EntropyControlWarning",
+    "ExtraRollouts",
+    "Measurement",
+    "Method",
+    "checked",
+    "number",
+]
 
 
 class EntropyControlWarning(UserWarning):
     """Entropy control is on but cannot do what was asked, and why."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What enters the update.
-
-    Attributes:
-        weights: (B,) float64, 0 = rejected; multiply into the advantages.
-        probabilities: (B,) float64, keep probabilities in [0, 1].
-        advantages: (B,) float64, ready to train on: the batch's advantages times `weights` (the
-            rule `switch` puts raw rewards in their place).
-        metrics: the keys of docs/metrics.md.
-        useful: number of rollouts that carry a gradient: kept, with tokens and an advantage not 0.
-        settings: options of the trainer, by its own names, for the updates of this batch.
-        extra: rollouts that the adapter is to add to this batch, or None.
-        warnings: texts of warnings that this decision gives rise to.
-    """
-
-    weights: Tensor
-    probabilities: Tensor
-    advantages: Tensor
-    metrics: dict[str, float] = field(default_factory=dict)
-    useful: int = 0
-    settings: dict[str, float] = field(default_factory=dict)
-    extra: ExtraRollouts | None = None
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +40,6 @@ class ExtraRollouts:
         rows: rollouts to take over, at most.
         taken: part of those, in [0, 1], that is taken over.
         least_advantage: what the estimator's advantage has to exceed.
-        advantage: to train on.
     """
 
     share: float
@@ -72,11 +51,34 @@ class ExtraRollouts:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Entropy of one batch and its target, nats per token.
+class Decision:
+    """What enters the update.
 
-    `target` is None for a method that was given none.
+    Attributes:
+        weights: (B,) float64, 0 = rejected; multiply into the advantages.
+        probabilities: (B,) float64, keep probabilities in [0, 1].
+        advantages: (B,) float64, ready to train on: the batch's advantages times `weights` (the
+            rule `switch` puts raw rewards in their place).
+        metrics: the keys of docs/metrics.md.
+        useful: rollouts that carry a gradient: kept, with tokens and an advantage not 0.
+        settings: options of the trainer, by its own names, for the updates of this batch.
+        extra: rollouts that the adapter is to add to this batch.
+        warnings: texts that the user is to see.
     """
+
+    weights: Tensor
+    probabilities: Tensor
+    advantages: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+    useful: int = 0
+    settings: dict[str, float] = field(default_factory=dict)
+    extra: ExtraRollouts | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Entropy of one batch and its target, nats per token; None for a method without a target."""
 
     step: int
     entropy: float
@@ -84,17 +86,29 @@ class Measurement:
 
     @property
     def error(self) -> float:
-        """Measured minus target, nats per token."""
+        """Measured minus target."""
         assert self.target is not None, "only a method that follows a target asks for the error"
         return self.entropy - self.target
 
 
+def number(default: float | None, *, sets: str | None = None, **bounds: float | str) -> Any:
+    """Declare a numeric option of a method, a keyword of its constructor.
+
+    Args:
+        default: of the option.
+        sets: option of the trainer that a `Preset` hands the number on to.
+        bounds: as for `checked`; the name of another option stands for its value.
+    """
+    return field(default=default, kw_only=True, metadata={"sets": sets, "bounds": bounds})
+
+
+@dataclass(eq=False)
 class Method:
     """Turns a rollout batch into advantages; what an adapter hosts.
 
     All that an adapter may need is declared here, with a default. As it stands a method observes
-    and changes nothing; a baseline overrides the hooks that it needs: `trainer_options`,
-    `advantages`, `settings`, `extra`, `reweigh`, `bonus_entropy` and `stepped`.
+    and changes nothing; a baseline overrides the hooks that it needs. One with options of its own
+    is a dataclass again and declares each as a `number`.
 
     Args:
         schedule: target entropy as for `EntropyController`; a reference in the log for methods
@@ -104,8 +118,7 @@ class Method:
         name: in settings and logs.
         follows: whether the method steers entropy towards a target.
         own_target: the target without a schedule, nats per token.
-        coefficient: the method's main number, which a fair comparison tries several values of;
-            None if there is none.
+        coefficient: the main option, which a fair comparison tries several values of.
         losses: TRL's loss types under which the method is what its source says; None for all.
         needs_updates: whether all that the method does depends on how far the policy has moved
             since the batch was sampled, so that with one update per batch it is plain RL.
@@ -113,6 +126,7 @@ class Method:
             first update; "update": on each micro-batch on its way into the loss; None: never.
         uses_bonus: whether `bonus_entropy` takes the place of the entropy in the trainer's bonus.
         samples_more: whether `extra` may ask for more rollouts.
+        memory: names, without their underscore, of the numbers that a resumed run needs.
         remeasure: share of the prompts, in [0, 1], that the adapter scores once more after the
             batch's last update and reports to `post_update`.
         hosted: whether the method has been in a trainer before.
@@ -128,21 +142,24 @@ class Method:
     token_scope: ClassVar[str | None] = None
     uses_bonus: ClassVar[bool] = False
     samples_more: ClassVar[bool] = False
-    remeasure: float = 0.0
-    hosted: bool = False
-    seed: int = 0
+    memory: ClassVar[tuple[str, ...]] = ()
+    remeasure = 0.0  # not annotated, and so no arguments of the constructor
+    hosted = False
+    seed = 0
 
-    def __init__(self, schedule: schedules.Schedule | str | float | None = None) -> None:
-        self._target = Target(self.own_target if schedule is None else schedule)
-        self._initial: float | None = None
+    schedule: schedules.Schedule | str | float | None = None
+    _initial: float | None = field(default=None, init=False, repr=False)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(schedule={self.schedule!r})"
-
-    @property
-    def schedule(self) -> schedules.Schedule | None:
-        """Step -> target entropy, nats per token; None without a target."""
-        return self._target.schedule
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            if "bounds" in option.metadata:
+                bounds = {
+                    kind: getattr(self, bound) if isinstance(bound, str) else bound
+                    for kind, bound in option.metadata["bounds"].items()
+                }
+                checked(self, option.name, getattr(self, option.name), **bounds)
+        self._target = Target(self.own_target if self.schedule is None else self.schedule)
+        self.schedule = self._target.schedule
 
     @property
     def initial(self) -> float | None:
@@ -155,7 +172,7 @@ class Method:
         return None
 
     def prepare(self, *, vocabulary: int | None = None, steps: int | None = None) -> None:
-        """Check the schedule against the vocabulary and the run's length, before any update.
+        """Check the schedule before any update.
 
         Args:
             vocabulary: number of tokens V; no target can be above log(V).
@@ -176,12 +193,10 @@ class Method:
 
         Args:
             batch: a `RolloutBatch`, or the `RolloutStats` of one, gathered over ranks.
-            step: the batch's position in the run; needed with `RolloutStats`, which does not know
-                it.
+            step: the batch's position in the run; needed with `RolloutStats`.
 
         Raises:
-            ValueError: a batch or a target that makes no sense; nothing was changed, training can
-                stop safely.
+            ValueError: a batch or a target that makes no sense; nothing was changed.
         """
         stats, step = read_batch(batch, step)
         after = copy.copy(self)  # a decision that fails leaves no trace
@@ -209,10 +224,7 @@ class Method:
         return Decision(weights, weights.clone(), advantages, metrics, useful, settings, extra)
 
     def post_update(self, change: float, stderr: float, trained: bool = True) -> None:
-        """Take the measured change of the entropy by the last batch's update.
-
-        Adapters call it after the batch's last optimizer step, where `remeasure` asks for it.
-        Decisions do without.
+        """Take the measured change of the entropy by the last batch's update, if `remeasure`.
 
         Args:
             change: nats per token.
@@ -264,7 +276,8 @@ class Method:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs, JSON-serializable."""
-        return {"version": 1, "method": self.name, "initial": self._initial}
+        own = {key: getattr(self, f"_{key}") for key in ("initial", *self.memory)}
+        return {"version": 1, "method": self.name} | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave.
@@ -284,7 +297,10 @@ class Method:
             )
         after = copy.copy(self)
         try:
-            after._load(_of_first_version(state))
+            if "goal" in state:  # written by entrocraft 0.1.0
+                memory = state.get("memory") or {}
+                state = {**state, **memory, "initial": state["goal"]["initial"]}
+            after._load(state)
             after._target.check(after._initial)
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(
@@ -293,11 +309,14 @@ class Method:
         vars(self).update(vars(after))
 
     def _load(self, state: dict[str, Any]) -> None:
-        """Set the attributes that `state_dict` wrote; baselines extend it."""
-        initial = state["initial"]
-        self._initial = None if initial is None else float(initial)
-        if self._initial is not None and not math.isfinite(self._initial):
-            raise ValueError(f"the initial entropy is {initial!r}; a finite number is expected")
+        """Set what `state_dict` wrote; the attribute of the class tells the type of a number."""
+        for key in ("initial", *self.memory):
+            value, start = state[key], getattr(type(self), f"_{key}")
+            if value is not None or start is not None:
+                value = int(value) if isinstance(start, int) else float(value)
+                if not math.isfinite(value):
+                    raise ValueError(f"the checkpoint's {key} is {value}; it has to be finite")
+            setattr(self, f"_{key}", value)
 
 
 def read_batch(
@@ -323,13 +342,6 @@ def measured_metrics(stats: RolloutStats) -> dict[str, float]:
     return metrics
 
 
-def _of_first_version(state: dict[str, Any]) -> dict[str, Any]:
-    """Read the state that entrocraft 0.1.0 wrote: target and memory as sections of their own."""
-    if "goal" not in state:
-        return state
-    return {**state, **(state.get("memory") or {}), "initial": state["goal"]["initial"]}
-
-
 def checked(
     owner: Method,
     name: str,
@@ -343,19 +355,10 @@ def checked(
     Raises:
         ValueError: it is not finite, outside [low, high], or not above `above`.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and math.isfinite(value) and low <= value <= high and value > above:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and math.isfinite(value) and low <= value <= high and value > above:
         return value
-    bounds = [
-        text
-        for text, wanted in (
-            (f"at least {low:g}", low > -math.inf),
-            (f"above {above:g}", above > -math.inf),
-            (f"at most {high:g}", high < math.inf),
-        )
-        if wanted
-    ]
-    raise ValueError(
-        f"{owner.name}: {name} is {value!r}; use a finite number"
-        + (f" {' and '.join(bounds)}" if bounds else "")
-    )
+    bounds = {"at least": low, "above": above, "at most": high}
+    limits = [f"{side} {bound:g}" for side, bound in bounds.items() if math.isfinite(bound)]
+    text = f"{owner.name}: {name} is {value!r}; use a finite number {' and '.join(limits)}"
+    raise ValueError(text.rstrip())

@@ -10,10 +10,7 @@ prompts were left out of the update (all their rollouts rejected, or of one rewa
 measured apart: they tell the change without that bias.
 """
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +27,7 @@ _FEWEST_PROMPTS = 6
 def choose_prompts(method: Method, step: int, prompts: int, rank: int = 0) -> Tensor:
     """Choose at random the prompts that are scored once more: sorted numbers, at least one.
 
-    The choice depends on the method's `remeasure` and `seed`, the optimizer step and the process
-    alone, so that a resumed run makes the same.
+    A resumed run makes the same choice.
     """
     if method.remeasure >= 1:
         return torch.arange(prompts)
@@ -51,11 +47,7 @@ def change_stats(
     """Per-rollout sums that `post_update_change` needs and ranks exchange: (B, 4) float64.
 
     Columns: tokens, entropy before (nats), weights of positions, weighted entropy after (nats).
-
-    Args:
-        mask: (B, T), true on response tokens.
-        logprobs_before, logprobs_after: (B, T), of the sampled tokens.
-        entropies_before, entropies_after: (B, T), nats.
+    All arguments are (B, T); the mask is true on response tokens.
     """
     inside = mask.detach().cpu().bool()
 
@@ -71,14 +63,11 @@ def change_stats(
 
 
 def post_update_change(stats: Tensor, group: Tensor | None = None) -> tuple[float, float]:
-    """Return the change of the mean entropy, nats per token, and its standard error.
+    """Change of the mean entropy, nats per token, and its standard error, infinite for one prompt.
 
     Args:
         stats: (B, 4) of `change_stats`, of all ranks.
         group: (B,), an integer for each prompt; None takes each rollout as independent.
-
-    Returns:
-        (change, standard error), the error infinite below two prompts.
 
     Raises:
         ValueError: no response token in the batch.
@@ -96,10 +85,10 @@ def post_update_change(stats: Tensor, group: Tensor | None = None) -> tuple[floa
 def report_change(
     method: Method, stats: Tensor, trained: Tensor, group: Tensor
 ) -> dict[str, float]:
-    """Report to a method how far its last batch moved the entropy; return what there is to log.
+    """Tell a method by `post_update` how far its last batch moved the entropy; return what to log.
 
     Args:
-        method: gets `post_update` calls.
+        method: that decided on the batch.
         stats: (B, 4) of `change_stats`, of all processes.
         trained: (B,) advantages as trained on; 0 on rejected rollouts.
         group: (B,), an integer for each prompt.
@@ -108,17 +97,13 @@ def report_change(
     size = torch.zeros(int(index.max()) + 1, dtype=torch.float64)
     size = size.index_add_(0, index, trained.detach().cpu().double().abs())
     left_out = (size == 0)[index]
-    if int((size == 0).sum()) >= _FEWEST_PROMPTS:
-        parts = [(left_out, False), (~left_out, True)]
-    else:
-        parts = [(torch.ones_like(left_out), True)]
-    metrics: dict[str, Any] = {}
+    apart = int((size == 0).sum()) >= _FEWEST_PROMPTS
+    parts = [(left_out, False), (~left_out, True)] if apart else [(torch.ones_like(left_out), True)]
+    metrics: dict[str, float] = {}
     for rows, trained_on in parts:
         if float(stats[rows, 0].sum()) > 0:
             change, stderr = post_update_change(stats[rows], group[rows])
             method.post_update(change, stderr, trained=trained_on)
-            metrics = metrics or {
-                "entropy/post_update_change": change,
-                "entropy/post_update_change_stderr": stderr,
-            }
+            key = "entropy/post_update_change"
+            metrics = metrics or {key: change, f"{key}_stderr": stderr}
     return {key: value for key, value in metrics.items() if math.isfinite(value)}

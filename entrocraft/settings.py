@@ -1,7 +1,5 @@
 """Settings of entropy control as a section of a configuration: Python, YAML and flags."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -23,11 +21,9 @@ class ControlSettings:
         rule: tilt, sign, switch; a baseline by its name, such as clip_cov; or null: plain RL that
             logs the same numbers.
         schedule: target entropy in nats per token over optimizer steps, for example
-            "linear(0.6, 0.3, 300)"; "initial" stands for the first measured entropy. null only for
-            what needs none: rule null, and baselines, some of which then follow a constant of
-            theirs.
-        options: a baseline's own options, e.g. {ratio: 0.001}; the keys below are not for
-            baselines.
+            "linear(0.6, 0.3, 300)"; "initial" stands for the first measured entropy. null only with
+            rule null and for baselines, some of which then follow a constant of theirs.
+        options: a baseline's own, e.g. {ratio: 0.001}; it has none of the keys below.
         effect: sign, sampled or logit; null takes the rule's own.
         feedback: how target and measurement become pressure.
         selection: how pressure becomes weights.
@@ -67,19 +63,18 @@ class ControlSettings:
         if self.rule not in methods.METHODS:
             names = ", ".join([*RULES, *methods.METHODS])
             raise ValueError(f"unknown rule {self.rule!r}; choose null or one of {names}")
-        defaults = ControlSettings()
         for name in ("effect", "feedback", "selection", "remeasure"):
-            if getattr(self, name) != getattr(defaults, name):
+            if getattr(self, name) != getattr(ControlSettings(), name):
                 raise ValueError(
                     f"control.{name} is {getattr(self, name)!r}; the method {self.rule!r} does not "
                     "have it, its own options go into control.options"
                 )
-        options = self.options
-        if not isinstance(options, dict):
-            raise ValueError(f"control.options is {options!r}; it has keys, e.g. {{ratio: 0.001}}")
-        if "seed" in methods.options_of(self.rule):
-            options = {"seed": seed} | options
-        return methods.get_method(self.rule, self.schedule, **options)
+        if not isinstance(self.options, dict):
+            raise ValueError(
+                f"control.options is {self.options!r}; it has keys, e.g. {{ratio: 0.001}}"
+            )
+        seeded = {"seed": seed} if "seed" in methods.options_of(self.rule) else {}
+        return methods.get_method(self.rule, self.schedule, **(seeded | self.options))
 
 
 def settings_from_mapping(keys: Mapping[str, Any]) -> ControlSettings:

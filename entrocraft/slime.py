@@ -6,19 +6,17 @@
 
 slime calls it in place of its own estimator, on every data-parallel rank with that rank's samples.
 ENTROCRAFT is the section `control` of entrocraft's YAML files, as text. Effect levels are "sampled"
-(the default) and "sign". slime hands the function no model, so no batch is scored once more after
-its update (`remeasure` is 0). miles, a fork of slime, has no such hook.
-
-The function follows the interface that slime had in 2026 (slime/backends/megatron_utils/loss.py);
-it is tested as a function, not in a run of slime, which needs GPUs.
+(the default) and "sign". slime hands the function no model, so `remeasure` is 0. miles, a fork of
+slime, has no such hook. The interface is that of 2026 (slime/backends/megatron_utils/loss.py); this
+is tested as a function, not in a run of slime, which needs GPUs.
 """
 
-from __future__ import annotations
-
+import contextlib
 import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +46,9 @@ _state: dict[str, Any] = {}
 def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
     """Put GRPO's advantages, with those of rejected samples at 0, into `rollout_data`.
 
-    Writes the method's state to `args.save` after every decision and takes it from `args.load` at
-    the start; slime tells this function nothing of its checkpoints, so after a crash the state may
-    be a few batches ahead of the weights.
+    The method's state is written to `args.save` after every decision and read from `args.load` at
+    the start; slime does not tell when it writes checkpoints, so after a crash the state may be a
+    few batches ahead of the weights.
 
     Args:
         args: slime's; read are `advantage_estimator`, `calculate_per_token_loss`,
@@ -68,8 +66,12 @@ def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
     batch = RolloutData(args, rollout_data, _method(args))
     run_decision(batch)
     _state["steps"] += batch.step_info().optimizer_steps
-    if batch.processes.index == 0:
-        _write(args)
+    if batch.processes.index == 0 and getattr(args, "save", None):
+        folder = Path(args.save)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {"method": batch.method.state_dict(), "optimizer_steps": _state["steps"]}
+        # other tensor-parallel ranks beside the first write the same state
+        write_atomically(folder / _FILE, json.dumps(state))
 
 
 class DataParallelRanks(Processes):
@@ -79,11 +81,9 @@ class DataParallelRanks(Processes):
         self._group = None
         if not (dist.is_available() and dist.is_initialized()):
             return
-        try:
+        with contextlib.suppress(ImportError):
             from megatron.core import mpu
-        except ImportError:
-            pass
-        else:
+
             self._group = mpu.get_data_parallel_group()
         self.count = dist.get_world_size(self._group)
         self.index = dist.get_rank(self._group)
@@ -110,10 +110,9 @@ class RolloutData(Adapter):
 
     def _put(self, advantages: Tensor) -> None:
         """Write one advantage for each sample."""
-        logprobs = self._data["log_probs"]
         found = [
             torch.full_like(tokens, float(value), dtype=torch.float32)
-            for tokens, value in zip(logprobs, advantages, strict=True)
+            for tokens, value in zip(self._data["log_probs"], advantages, strict=True)
         ]
         self._data["advantages"], self._data["returns"] = found, list(found)
 
@@ -145,16 +144,8 @@ class RolloutData(Adapter):
     def complete(self, stats: RolloutStats) -> RolloutStats:
         """Add the loss's weights: means over samples of token means, unless told otherwise."""
         by_token = bool(getattr(self._args, "calculate_per_token_loss", False))
-        return RolloutStats(
-            advantages=stats.advantages,
-            tokens=stats.tokens,
-            logprob=stats.logprob,
-            entropy=stats.entropy,
-            rewards=stats.rewards,
-            group=stats.group,
-            token_weight=None if by_token else 1 / stats.tokens.clamp(min=1),
-            by_rollout=not by_token,
-        )
+        weight = None if by_token else 1 / stats.tokens.clamp(min=1)
+        return replace(stats, token_weight=weight, by_rollout=not by_token)
 
     def write(self, decision: Decision, advantages: Tensor, stats: RolloutStats) -> None:
         """Put the advantages into slime's batch."""
@@ -167,7 +158,7 @@ class RolloutData(Adapter):
 
 
 def _padded(rows: Sequence[Tensor]) -> Tensor:
-    """(B, T) from one tensor for each sample, 0 beyond its end."""
+    """(B, T) from one tensor for each sample."""
     return pad_sequence([row.detach().cpu() for row in rows], batch_first=True)
 
 
@@ -178,8 +169,8 @@ def _method(args: Any) -> Method:
     text = os.environ.get(VARIABLE)
     if not text:
         raise ValueError(
-            f"no entropy control is configured; set {VARIABLE}, e.g. "
-            f"{VARIABLE}='{{schedule: \"linear(0.6, 0.3, 400)\"}}'"
+            f"no entropy control is configured; set {VARIABLE}, e.g. to "
+            "'{schedule: \"linear(0.6, 0.3, 400)\"}'"
         )
     try:
         import yaml
@@ -195,8 +186,7 @@ def _method(args: Any) -> Method:
     method = settings_from_mapping(own | keys).build(seed)
     if method.effect in TOKEN_LEVELS:
         raise ValueError(
-            f"effect is {method.effect!r}, which needs logits that slime does not hand over; use "
-            "'sampled' or 'sign'"
+            f"effect is {method.effect!r}, which needs logits; slime has 'sampled' or 'sign'"
         )
     if method.trainer_options or method.token_scope or method.uses_bonus or method.samples_more:
         raise ValueError(
@@ -205,39 +195,33 @@ def _method(args: Any) -> Method:
         )
     if method.remeasure:
         raise ValueError(
-            f"{VARIABLE}.remeasure is {method.remeasure}; slime hands over no model to score a "
-            "batch once more: use 0"
+            f"{VARIABLE}.remeasure is {method.remeasure}; slime hands over no model for it: use 0"
         )
     _state.update(method=method, steps=0.0)
-    file = Path(args.load) / _FILE if getattr(args, "load", None) else None
-    if file is not None and file.exists():
+    if getattr(args, "load", None) and (file := Path(args.load) / _FILE).exists():
         found = json.loads(file.read_text())
         method.load_state_dict(found["method"])
-        steps = found["optimizer_steps"] if "optimizer_steps" in found else found["optimiser_steps"]
-        _state["steps"] = float(steps)
+        name = "optimizer_steps" if "optimizer_steps" in found else "optimiser_steps"  # 0.1.0
+        _state["steps"] = float(found[name])
     return method
 
 
 def _steps(args: Any) -> float:
-    """Optimizer steps that slime makes of a rollout batch."""
+    """Optimizer steps that slime makes of a rollout batch; the schedule counts by them."""
     if steps := getattr(args, "num_steps_per_rollout", None):
         return float(steps)
     names = ("rollout_batch_size", "n_samples_per_prompt", "global_batch_size")
     prompts, samples, batch = (getattr(args, name, None) for name in names)
     if not (prompts and samples and batch):
         raise ValueError(
-            "it is not known how many optimizer steps a rollout batch makes, by which the schedule "
-            "counts; set --num-steps-per-rollout or --global-batch-size"
+            "it is not known how many optimizer steps a rollout batch makes; set "
+            "--num-steps-per-rollout or --global-batch-size"
         )
     return prompts * samples / batch
 
 
 def _check(args: Any, data: dict[str, Any]) -> None:
-    """Refuse settings under which advantages of rejected samples would not stay 0.
-
-    Raises:
-        ValueError: names the setting.
-    """
+    """Refuse settings under which advantages of rejected samples would not stay 0."""
     if args.advantage_estimator not in _ESTIMATORS:
         raise ValueError(
             f"advantage_estimator is {args.advantage_estimator!r}; entropy control in slime knows "
@@ -245,28 +229,15 @@ def _check(args: Any, data: dict[str, Any]) -> None:
         )
     if getattr(args, "context_parallel_size", 1) > 1:
         raise ValueError(
-            f"context_parallel_size is {args.context_parallel_size}; a rank then sees a part of "
-            "each sample only, which entropy control in slime does not put together: use 1"
+            f"context_parallel_size is {args.context_parallel_size}; a rank then sees only parts "
+            "of samples, which entropy control does not put together: use 1"
         )
-    for name, harm in (
-        ("normalize_advantages", "whitens what this function returns"),
-        ("use_opd", "adds its own term to what this function returns"),
-    ):
+    harms = {"normalize_advantages": "whitens", "use_opd": "adds its own term to"}
+    for name, harm in harms.items():
         if getattr(args, name, False):
             raise ValueError(
-                f"{name} is set: slime {harm}, and rejected samples would be trained on; leave "
-                f"--{name.replace('_', '-')} out"
+                f"{name} is set: slime {harm} what this function returns, and rejected samples "
+                f"would be trained on; leave --{name.replace('_', '-')} out"
             )
     if data.get("entropy") is None:
         raise ValueError("the batch has no entropies; start slime with --use-rollout-entropy")
-
-
-def _write(args: Any) -> None:
-    """Write the method's state beside slime's checkpoints."""
-    if not getattr(args, "save", None):
-        return
-    folder = Path(args.save)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {"method": _state["method"].state_dict(), "optimizer_steps": _state["steps"]}
-    # other tensor-parallel ranks beside the first write the same state
-    write_atomically(folder / _FILE, json.dumps(state))

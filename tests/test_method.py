@@ -235,6 +235,21 @@ def test_what_is_no_state_is_refused_and_changes_nothing(state):
     assert method.state_dict() == before
 
 
+def test_numbers_named_in_memory_survive_a_resume_with_their_type():
+    class Remembering(Observer):
+        memory = ("count", "last")
+        _count, _last = 0, None
+
+    one, two = Remembering(), Remembering()
+    one._count, one._last = 3, 0.5
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    assert (two._count, two._last) == (3, 0.5)
+    assert isinstance(two._count, int)
+    with pytest.raises(ValueError, match="the checkpoint's last is nan; it has to be finite"):
+        two.load_state_dict(one.state_dict() | {"count": 9, "last": math.nan})
+    assert two._count == 3
+
+
 def test_the_errors_of_states_name_the_remedy():
     with pytest.raises(ValueError, match="by the method 'halving', not by 'observer'; resume with"):
         Observer().load_state_dict(Halving().state_dict())

@@ -5,11 +5,8 @@
 >>> get_method("entropic", "linear(0.5, 0.25, 300)").target(150)
 0.375
 
-A class's docstring has the formula, the source, the defaults and what the original code does
-differently; its module is imported on first use.
+A class's docstring has the formula, the source and what the original code does differently.
 """
-
-from __future__ import annotations
 
 import difflib
 import inspect
@@ -84,19 +81,14 @@ def options_of(name: str) -> list[str]:
 def get_method(
     name: str, schedule: schedules.Schedule | str | float | None = None, **options: Any
 ) -> Method:
-    """Make the method of this name.
-
-    Args:
-        name: one of `METHODS`.
-        schedule: target entropy, nats per token; see `Method`.
-        options: the method's own arguments.
+    """Make the method of this name, with a target entropy (see `Method`) and options of its own.
 
     Raises:
         ValueError: an unknown name or option, or a value out of range.
     """
-    found, known = method_class(name), options_of(name)
+    known = options_of(name)
     for key in options:
         if key not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"the method {name!r} has no option {key!r}; {has}")
-    return found(schedule, **options)
+            has = ", ".join(known) or "none"
+            raise ValueError(f"the method {name!r} has no option {key!r}; it has {has}")
+    return method_class(name)(schedule, **options)

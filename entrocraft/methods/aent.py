@@ -1,17 +1,17 @@
 """AEnt: an adaptive bonus on the entropy of the likely part of the vocabulary."""
 
-from __future__ import annotations
-
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from entrocraft.method import Measurement, Method, checked
+from entrocraft.method import Measurement, Method, number
 
 __all__ = ["AEnt"]
 
 
+@dataclass(eq=False)
 class AEnt(Method):
     """``L = L_policy - c mean_t Hc_t`` with an adaptive c.
 
@@ -42,37 +42,32 @@ class AEnt(Method):
     follows = True
     coefficient = "rate"
     uses_bonus = True
+    memory = ("bonus", "steps", "error")
+    _bonus = 0.0
+    _steps = 0
+    _error: float | None = field(default=None, init=False, repr=False)
 
-    def __init__(
-        self,
-        schedule: Any = None,
-        *,
-        bonus: float = 0.001,
-        clamp: float = 0.2,
-        low: float | None = None,
-        high: float | None = None,
-        rate: float = 0.001,
-        smallest: float = 1e-5,
-        largest: float = 0.01,
-        warmup: int = 0,
-    ) -> None:
-        super().__init__(schedule)
-        self.clamp = checked(self, "clamp", clamp, 0, 0.999)
-        for name, bound in (("low", low), ("high", high)):
-            if schedule is not None and bound is not None:
+    bonus: float = number(0.001, low="smallest", high="largest")
+    clamp: float = number(0.2, low=0, high=0.999)
+    low: float = number(None, low=0)
+    high: float = number(None, low="low")
+    rate: float = number(0.001, above=0)
+    smallest: float = number(1e-5, above=0)
+    largest: float = number(0.01, low="smallest")
+    warmup: float = number(0, low=0)
+
+    def __post_init__(self) -> None:
+        for name, published in (("low", 0.1), ("high", 0.5)):
+            bound = getattr(self, name)
+            if bound is None:
+                setattr(self, name, published)
+            elif self.schedule is not None:
                 raise ValueError(
-                    f"aent: {name} is {bound!r}, and the schedule {schedule!r} takes its place; "
-                    "leave it out, or have no schedule (schedule=None; control.schedule: null)"
+                    f"aent: {name} is {bound!r}, and the schedule {self.schedule!r} takes its "
+                    "place; leave it out, or have no schedule (None; control.schedule: null)"
                 )
-        self.low = checked(self, "low", 0.1 if low is None else low, 0)
-        self.high = checked(self, "high", 0.5 if high is None else high, self.low)
-        self.rate = checked(self, "rate", rate, above=0)
-        self.smallest = checked(self, "smallest", smallest, above=0)
-        self.largest = checked(self, "largest", largest, smallest)
-        self.warmup = int(checked(self, "warmup", warmup, 0))
-        self._bonus = checked(self, "bonus", bonus, smallest, largest)
-        self._steps = 0
-        self._error: float | None = None
+        super().__post_init__()
+        self._bonus = self.bonus
 
     @property
     def trainer_options(self) -> dict[str, Any]:
@@ -99,12 +94,3 @@ class AEnt(Method):
 
     def report(self) -> dict[str, float]:
         return {"entropy/bonus": self._bonus}
-
-    def state_dict(self) -> dict[str, Any]:
-        own = {"bonus": self._bonus, "steps": self._steps, "error": self._error}
-        return super().state_dict() | own
-
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._bonus, self._steps = float(state["bonus"]), int(state["steps"])
-        self._error = None if state["error"] is None else float(state["error"])

@@ -1,14 +1,13 @@
 """AEPO: adds successes sampled at a higher or lower temperature, to steer the entropy."""
 
-from __future__ import annotations
+from dataclasses import dataclass
 
-from typing import Any
-
-from entrocraft.method import ExtraRollouts, Measurement, Method, checked
+from entrocraft.method import ExtraRollouts, Measurement, Method, number
 
 __all__ = ["AEPO"]
 
 
+@dataclass(eq=False)
 class AEPO(Method):
     """Arbitrary entropy policy optimization: hot successes raise entropy, cold ones lower it.
 
@@ -33,29 +32,18 @@ class AEPO(Method):
     coefficient = "rows"
     samples_more = True
 
-    def __init__(
-        self,
-        schedule: Any = None,
-        *,
-        hot: float = 1.2,
-        cold: float = 0.8,
-        share: float = 0.25,
-        rows: int = 60,
-        least_advantage: float = 0.05,
-    ) -> None:
-        super().__init__(schedule)
-        self.hot = checked(self, "hot", hot, above=0)
-        self.cold = checked(self, "cold", cold, above=0)
-        self.share = checked(self, "share", share, high=1, above=0)
-        self.rows = int(checked(self, "rows", rows, 1))
-        self.least_advantage = checked(self, "least_advantage", least_advantage)
+    hot: float = number(1.2, above=0)
+    cold: float = number(0.8, above=0)
+    share: float = number(0.25, above=0, high=1)
+    rows: float = number(60, low=1)
+    least_advantage: float = number(0.05)
 
     def extra(self, seen: Measurement) -> ExtraRollouts:
         above = seen.error > 0
         return ExtraRollouts(
             share=self.share,
             temperature=self.cold if above else self.hot,
-            rows=self.rows,
+            rows=int(self.rows),
             taken=0.5 if above else 1.0,
             least_advantage=self.least_advantage,
         )

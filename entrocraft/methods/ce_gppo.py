@@ -1,19 +1,18 @@
 """CE-GPPO: a bounded gradient for the tokens that PPO's clip would stop."""
 
-from __future__ import annotations
-
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from entrocraft.method import checked
+from entrocraft.method import number
 from entrocraft.methods.token_weights import UNCLIPPED, TokenMethod
 from entrocraft.rollouts import TokenBatch
 
 __all__ = ["CEGPPO"]
 
 
+@dataclass(eq=False)
 class CEGPPO(TokenMethod):
     """Clipped tokens keep a gradient of fixed size; with r the token's ratio::
 
@@ -37,22 +36,11 @@ class CEGPPO(TokenMethod):
     needs_updates = True
     trainer_options = UNCLIPPED
 
-    def __init__(
-        self,
-        schedule: Any = None,
-        *,
-        beta1: float = 0.5,
-        beta2: float = 1.0,
-        low: float = 0.2,
-        high: float = 0.2,
-        dual: float = 3.0,
-    ) -> None:
-        super().__init__(schedule)
-        self.beta1 = checked(self, "beta1", beta1, 0)
-        self.beta2 = checked(self, "beta2", beta2, 0)
-        self.low = checked(self, "low", low, 0, 1)
-        self.high = checked(self, "high", high, 0)
-        self.dual = checked(self, "dual", dual, above=1)
+    beta1: float = number(0.5, low=0)
+    beta2: float = number(1.0, low=0)
+    low: float = number(0.2, low=0, high=1)
+    high: float = number(0.2, low=0)
+    dual: float = number(3.0, above=1)
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         advantages, ratio = tokens.token_advantages, tokens.ratio

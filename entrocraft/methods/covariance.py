@@ -1,36 +1,30 @@
 """Clip-Cov and KL-Cov: restrain tokens of high covariance of advantage and log-probability.
 
-Source: Cui et al., The Entropy Mechanism of RL (arXiv 2505.22617); repository
-PRIME-RL/Entropy-Mechanism-of-RL.
+Cui et al., The Entropy Mechanism of RL (arXiv 2505.22617); PRIME-RL/Entropy-Mechanism-of-RL.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from entrocraft.method import checked
-from entrocraft.methods.token_weights import PPO_LOSSES, UNCLIPPED, TokenMethod
+from entrocraft.method import number
+from entrocraft.methods.token_weights import PPO_LOSSES, UNCLIPPED, TokenMethod, ppo_clip
 from entrocraft.rollouts import TokenBatch
 
 __all__ = ["ClipCov", "KLCov", "token_covariance"]
 
 
 def token_covariance(tokens: TokenBatch) -> Tensor:
-    """(b, T): ``(A - mean A) (log p - mean log p)``, means over these rows' response tokens.
-
-    Each rollout weighs by its tokens. Values outside the mask mean nothing.
-    """
+    """(b, T): ``(A - mean A) (log p - mean log p)``, means over these rows' response tokens."""
     count = tokens.mask.sum().clamp(min=1)
     advantages = tokens.token_advantages
     mean_logprob = tokens.logprobs.masked_fill(~tokens.mask, 0.0).sum() / count
     return (advantages - advantages.sum() / count) * (tokens.logprobs - mean_logprob)
 
 
+@dataclass(eq=False)
 class ClipCov(TokenMethod):
     """Clip-Cov: of the tokens with lower < cov < upper, a share loses its gradient.
 
@@ -51,30 +45,23 @@ class ClipCov(TokenMethod):
     name = "clip_cov"
     coefficient = "ratio"
     losses = PPO_LOSSES
-    trainer_options: Mapping[str, Any] = {"epsilon": 1.0, "epsilon_high": 1.0, "delta": 10.0}
+    trainer_options = ppo_clip(low=1.0, high=1.0, dual=10.0)
+    memory = ("draws",)
+    _draws = 0
 
-    def __init__(
-        self,
-        schedule: Any = None,
-        *,
-        ratio: float = 2e-4,
-        lower: float = 1.0,
-        upper: float = 5.0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(schedule)
-        self.ratio = checked(self, "ratio", ratio, 0, 1)
-        self.lower = checked(self, "lower", lower)
-        self.upper = checked(self, "upper", upper, above=lower)
-        self.seed = int(seed)
-        self._draws = 0
+    ratio: float = number(2e-4, low=0, high=1)
+    lower: float = number(1.0)
+    upper: float = number(5.0, above="lower")
+    seed: int = number(0)
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         covariance = token_covariance(tokens)
         covariance[~tokens.mask | tokens.clipped(1.0, 1.0)] = -math.inf
         candidates = ((covariance > self.lower) & (covariance < self.upper)).nonzero()
         count = max(int(self.ratio * int(tokens.mask.sum())), 1)
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._draws) % 2**63)
+        generator = torch.Generator().manual_seed(
+            (int(self.seed) * 1_000_003 + self._draws) % 2**63
+        )
         self._draws += 1
         order = torch.randperm(len(candidates), generator=generator)
         drawn = candidates[order[:count].to(candidates.device)]
@@ -82,14 +69,8 @@ class ClipCov(TokenMethod):
         advantages[drawn[:, 0], drawn[:, 1]] = 0.0
         return advantages
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"draws": self._draws}
 
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._draws = int(state["draws"])
-
-
+@dataclass(eq=False)
 class KLCov(TokenMethod):
     """KL-Cov: ``L_t = -A r + beta |log p - log p_old|`` on the tokens of highest covariance.
 
@@ -110,10 +91,8 @@ class KLCov(TokenMethod):
     needs_updates = True
     trainer_options = UNCLIPPED
 
-    def __init__(self, schedule: Any = None, *, ratio: float = 2e-4, beta: float = 1.0) -> None:
-        super().__init__(schedule)
-        self.ratio = checked(self, "ratio", ratio, 0, 1)
-        self.beta = checked(self, "beta", beta, 0)
+    ratio: float = number(2e-4, low=0, high=1)
+    beta: float = number(1.0, low=0)
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         advantages = tokens.token_advantages

@@ -1,22 +1,20 @@
 """EntroPIC, as published and as in Entrocraft's public code: a PI controller of the entropy."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from entrocraft.method import Measurement, checked
-from entrocraft.methods.rewards import RewardMethod
+from entrocraft.method import Measurement, number
+from entrocraft.methods.reinforce import RewardMethod
 from entrocraft.methods.token_weights import UNCLIPPED, TokenMethod
 from entrocraft.rollouts import RolloutStats, TokenBatch
-from entrocraft.selection.rules import SUCCESS
 
 __all__ = ["EntroPIC", "EntroPICFork"]
 
 
+@dataclass(eq=False)
 class EntroPIC(TokenMethod):
     """As published, with H the entropy of a micro-batch, e = H - h, p a token's probability::
 
@@ -41,36 +39,24 @@ class EntroPIC(TokenMethod):
     own_target = 0.1
     coefficient = "kp"
     trainer_options = UNCLIPPED  # `reweigh` clips the first term only
+    memory = ("sum", "alpha")
+    _sum = _alpha = 0.0
 
-    def __init__(
-        self,
-        schedule: Any = None,
-        *,
-        kp: float = 1.0,
-        ki: float = 0.01,
-        threshold: float = 0.95,
-        low: float = 0.2,
-        high: float = 0.2,
-    ) -> None:
-        super().__init__(schedule)
-        self.kp = checked(self, "kp", kp)
-        self.ki = checked(self, "ki", ki)
-        self.threshold = checked(self, "threshold", threshold, 0, 1)
-        self.low = checked(self, "low", low, 0)
-        self.high = checked(self, "high", high, 0)
-        self._sum = 0.0
-        self._alpha = 0.0
+    kp: float = number(1.0)
+    ki: float = number(0.01)
+    threshold: float = number(0.95, low=0, high=1)
+    low: float = number(0.2, low=0)
+    high: float = number(0.2, low=0)
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
-        target = self.target(tokens.step)
+        advantages, target = tokens.token_advantages, self.target(tokens.step)
         assert target is not None, "the decision on the batch knows the initial entropy"
         entropy = tokens.mean(tokens.entropies, none=math.nan)
         if math.isnan(entropy):
-            return tokens.token_advantages  # all masked: nothing was measured
+            return advantages  # all masked: nothing was measured
         error = entropy - target
         self._alpha = min(1.0, max(-1.0, self.kp * error + self.ki * self._sum))
         self._sum += error * tokens.share
-        advantages = tokens.token_advantages
         policy = torch.where(tokens.clipped(self.low, self.high), 0.0, advantages)
         likely = tokens.logprobs > (math.log(self.threshold) if self.threshold else -math.inf)
         return policy + self._alpha * advantages.abs() * likely
@@ -78,14 +64,8 @@ class EntroPIC(TokenMethod):
     def report(self) -> dict[str, float]:
         return {"entropy/alpha": self._alpha}
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"sum": self._sum, "alpha": self._alpha}
 
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._sum, self._alpha = float(state["sum"]), float(state["alpha"])
-
-
+@dataclass(eq=False)
 class EntroPICFork(RewardMethod):
     """As in Entrocraft's code, with e = H - h of the whole batch and rewards 1 and -1::
 
@@ -105,15 +85,11 @@ class EntroPICFork(RewardMethod):
     follows = True
     own_target = 0.5
     coefficient = "kp"
+    memory = ("integral", "alpha")
+    _integral = _alpha = 0.0
 
-    def __init__(
-        self, schedule: Any = None, *, kp: float = 1.0, ki: float = 0.01, success: float = SUCCESS
-    ) -> None:
-        super().__init__(schedule, success=success)
-        self.kp = checked(self, "kp", kp)
-        self.ki = checked(self, "ki", ki)
-        self._integral = 0.0
-        self._alpha = 0.0
+    kp: float = number(1.0)
+    ki: float = number(0.01)
 
     def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
         right, wrong = self.successes(stats)
@@ -123,10 +99,3 @@ class EntroPICFork(RewardMethod):
 
     def report(self) -> dict[str, float]:
         return {"entropy/alpha": self._alpha}
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"integral": self._integral, "alpha": self._alpha}
-
-    def _load(self, state: dict[str, Any]) -> None:
-        super()._load(state)
-        self._integral, self._alpha = float(state["integral"]), float(state["alpha"])

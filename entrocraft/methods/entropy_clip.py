@@ -1,18 +1,16 @@
 """Clip_B and Clip_V: drop tokens of negative advantage whose update would cost the most entropy.
 
-Source: Wang et al., On the Entropy Dynamics in Reinforcement Fine-Tuning (arXiv 2602.03392);
-Trinity-RFT, branch example/entropy, which shrinks the response mask.
+Wang et al., On the Entropy Dynamics in Reinforcement Fine-Tuning (arXiv 2602.03392); Trinity-RFT,
+branch example/entropy, which shrinks the response mask.
 """
 
-from __future__ import annotations
-
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from entrocraft.method import checked
+from entrocraft.method import number
 from entrocraft.methods.token_weights import TokenMethod, drop_tokens
 from entrocraft.rollouts import TokenBatch
 
@@ -24,6 +22,7 @@ def _mean_and_deviation(tokens: TokenBatch, values: Tensor) -> tuple[float, floa
     return mean, math.sqrt(tokens.mean((values - mean).square()))
 
 
+@dataclass(eq=False)
 class ClipB(TokenMethod):
     """Clip_B: tokens with A < 0 stay only if ``S - mean S >= -mu std S``, S = p (H + log p).
 
@@ -40,9 +39,7 @@ class ClipB(TokenMethod):
     token_scope = "batch"
     coefficient = "mu"
 
-    def __init__(self, schedule: Any = None, *, mu: float = 2.5) -> None:
-        super().__init__(schedule)
-        self.mu = checked(self, "mu", mu, 0)
+    mu: float = number(2.5, low=0)
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         value = tokens.logprobs.exp() * (tokens.entropies + tokens.logprobs)
@@ -54,6 +51,7 @@ class ClipB(TokenMethod):
         return drop_tokens(tokens, keep)
 
 
+@dataclass(eq=False)
 class ClipV(TokenMethod):
     """Clip_V: tokens with A <= 0 stay only if ``x <= mu std x``, x = N - S.
 
@@ -73,17 +71,10 @@ class ClipV(TokenMethod):
     name = "clip_v"
     token_scope = "batch"
     coefficient = "mu"
+    effect = "logit"
 
-    def __init__(
-        self, schedule: Any = None, *, mu: float = 8.5, max_fraction: float = 1e-4
-    ) -> None:
-        super().__init__(schedule)
-        self.mu = checked(self, "mu", mu, 0)
-        self.max_fraction = checked(self, "max_fraction", max_fraction, 0, 1)
-
-    @property
-    def effect(self) -> str:
-        return "logit"
+    mu: float = number(8.5, low=0)
+    max_fraction: float = number(1e-4, low=0, high=1)
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         assert tokens.sensitivity is not None, "the adapter serves the level `effect`"

@@ -1,13 +1,11 @@
 """Entropy ratio clipping: no gradient for tokens whose entropy has changed too far."""
 
-from __future__ import annotations
-
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from entrocraft.method import checked
+from entrocraft.method import number
 from entrocraft.methods.token_weights import PPO_LOSSES, TokenMethod
 from entrocraft.rollouts import TokenBatch
 
@@ -16,14 +14,15 @@ __all__ = ["ERC"]
 _EPSILON = 1e-8
 
 
+@dataclass(eq=False)
 class ERC(TokenMethod):
     """A token trains only while ``low < H / H_old < high``.
 
     H is the entropy of the token's position now, H_old that before the batch's first update. The
     token stays in the loss's denominator. Underneath is PPO's clip.
 
-    Source: Entropy Ratio Clipping (arXiv 2512.05591), Kwai-Klear; 1e-8 added to both
-    entropies. Its other base, the loss of `ce_gppo`, is left out.
+    Source: Entropy Ratio Clipping (arXiv 2512.05591), Kwai-Klear; 1e-8 is added to both entropies.
+    Its other base, the loss of `ce_gppo`, is left out.
 
     Args:
         low: smallest ratio of entropies, exclusive.
@@ -35,10 +34,8 @@ class ERC(TokenMethod):
     losses = PPO_LOSSES
     needs_updates = True
 
-    def __init__(self, schedule: Any = None, *, low: float = 0.8, high: float = 1.2) -> None:
-        super().__init__(schedule)
-        self.low = checked(self, "low", low, 0)
-        self.high = checked(self, "high", high, above=low)
+    low: float = number(0.8, low=0)
+    high: float = number(1.2, above="low")
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         ratio = (tokens.entropies + _EPSILON) / (tokens.old_entropies + _EPSILON)

@@ -1,12 +1,10 @@
 """Presets: baselines that consist of options of TRL's trainer and have no code of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
-from entrocraft.method import Measurement, Method, checked
+from entrocraft.method import Measurement, Method, number
 from entrocraft.methods.token_weights import PPO_LOSSES
 
 __all__ = [
@@ -23,15 +21,25 @@ __all__ = [
 
 
 class Preset(Method):
-    """A method that is nothing but options of the trainer, by TRL's names."""
+    """A method that is nothing but options of the trainer.
 
-    trainer_options: Mapping[str, Any] = MappingProxyType({})
+    They are `fixed`, set by a `number` of its own, or the loss if it fits a single one.
+    """
 
-    def __init__(self, schedule: Any = None, **options: Any) -> None:
-        super().__init__(schedule)
-        self.trainer_options = options
+    fixed: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        options = dict(self.fixed)
+        if self.losses is not None and len(self.losses) == 1:
+            options["loss_type"] = self.losses[0]
+        for option in fields(self):
+            if name := option.metadata.get("sets"):
+                options[name] = getattr(self, option.name)
+        return options
 
 
+@dataclass(eq=False)
 class EntropyBonus(Preset):
     """``L = L_policy - c mean_t H_t``, the mean over response tokens, with gradient through H.
 
@@ -44,12 +52,12 @@ class EntropyBonus(Preset):
 
     name = "entropy_bonus"
     coefficient = "bonus"
+    fixed: ClassVar[Mapping[str, Any]] = {"use_adaptive_entropy": False}
 
-    def __init__(self, schedule: Any = None, *, bonus: float = 0.003) -> None:
-        bonus = checked(self, "bonus", bonus)
-        super().__init__(schedule, entropy_coef=bonus, use_adaptive_entropy=False)
+    bonus: float = number(0.003, sets="entropy_coef")
 
 
+@dataclass(eq=False)
 class AdaptiveBonus(Preset):
     """Adaptive entropy coefficient: with H the last optimizer step's entropy and h the target::
 
@@ -71,24 +79,22 @@ class AdaptiveBonus(Preset):
     follows = True
     own_target = 0.2
     coefficient = "delta"
+    fixed: ClassVar[Mapping[str, Any]] = {"use_adaptive_entropy": True}
 
-    def __init__(
-        self, schedule: Any = None, *, delta: float = 0.005, lowest: float = 0, highest: float = 1
-    ) -> None:
-        super().__init__(
-            schedule,
-            use_adaptive_entropy=True,
-            entropy_coef=lowest,
-            entropy_coef_delta=checked(self, "delta", delta, above=0),
-            entropy_coef_min=checked(self, "lowest", lowest, 0),
-            entropy_coef_max=checked(self, "highest", highest, lowest),
-        )
+    delta: float = number(0.005, sets="entropy_coef_delta", above=0)
+    lowest: float = number(0, sets="entropy_coef_min", low=0)
+    highest: float = number(1, sets="entropy_coef_max", low="lowest")
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        return {**super().trainer_options, "entropy_coef": self.lowest}
 
     def settings(self, seen: Measurement) -> dict[str, float]:
         assert seen.target is not None, "it has a target of its own"
         return {"entropy_target": seen.target}
 
 
+@dataclass(eq=False)
 class ClipHigher(Preset):
     """``L = -mean_t min(r A, clip(r, 1 - low, 1 + high) A)`` with high above low.
 
@@ -105,11 +111,11 @@ class ClipHigher(Preset):
     losses = PPO_LOSSES
     needs_updates = True
 
-    def __init__(self, schedule: Any = None, *, low: float = 0.2, high: float = 0.28) -> None:
-        low, high = checked(self, "low", low, 0), checked(self, "high", high, 0)
-        super().__init__(schedule, epsilon=low, epsilon_high=high)
+    low: float = number(0.2, sets="epsilon", low=0)
+    high: float = number(0.28, sets="epsilon_high", low=0)
 
 
+@dataclass(eq=False)
 class ClipLow(ClipHigher):
     """PPO's clip with low below high: the lower clip raises entropy, the upper one lowers it.
 
@@ -124,8 +130,8 @@ class ClipLow(ClipHigher):
     name = "clip_low"
     coefficient = "low"
 
-    def __init__(self, schedule: Any = None, *, low: float = 0.1, high: float = 0.2) -> None:
-        super().__init__(schedule, low=low, high=high)
+    low: float = number(0.1, sets="epsilon", low=0)
+    high: float = number(0.2, sets="epsilon_high", low=0)
 
 
 class DrGRPO(Preset):
@@ -137,11 +143,10 @@ class DrGRPO(Preset):
 
     name = "dr_grpo"
     losses = ("dr_grpo",)
-
-    def __init__(self, schedule: Any = None) -> None:
-        super().__init__(schedule, loss_type="dr_grpo", scale_rewards="none")
+    fixed: ClassVar[Mapping[str, Any]] = {"scale_rewards": "none"}
 
 
+@dataclass(eq=False)
 class GSPO(Preset):
     """``s = exp(mean_t log r_t)`` in place of the token ratio, clipped to [1 - low, 1 + high].
 
@@ -156,17 +161,13 @@ class GSPO(Preset):
     name = "gspo"
     losses = ("grpo",)
     needs_updates = True
+    fixed: ClassVar[Mapping[str, Any]] = {"importance_sampling_level": "sequence"}
 
-    def __init__(self, schedule: Any = None, *, low: float = 3e-4, high: float = 4e-4) -> None:
-        super().__init__(
-            schedule,
-            importance_sampling_level="sequence",
-            loss_type="grpo",
-            epsilon=checked(self, "low", low, 0),
-            epsilon_high=checked(self, "high", high, 0),
-        )
+    low: float = number(3e-4, sets="epsilon", low=0)
+    high: float = number(4e-4, sets="epsilon_high", low=0)
 
 
+@dataclass(eq=False)
 class CISPO(Preset):
     """``L = -mean_t sg(min(r, high)) A log pi``: the weight is clipped, the gradient stays.
 
@@ -182,11 +183,10 @@ class CISPO(Preset):
     losses = ("cispo",)
     needs_updates = True
 
-    def __init__(self, schedule: Any = None, *, high: float = 5.0) -> None:
-        high = checked(self, "high", high, above=0)
-        super().__init__(schedule, loss_type="cispo", epsilon_high=high)
+    high: float = number(5.0, sets="epsilon_high", above=0)
 
 
+@dataclass(eq=False)
 class SAPO(Preset):
     """``L = -mean_t sigmoid(tau (r - 1)) 4 / tau A``: a soft gate; tau depends on the sign of A.
 
@@ -202,12 +202,5 @@ class SAPO(Preset):
     losses = ("sapo",)
     needs_updates = True
 
-    def __init__(
-        self, schedule: Any = None, *, positive: float = 1.0, negative: float = 1.05
-    ) -> None:
-        super().__init__(
-            schedule,
-            loss_type="sapo",
-            sapo_temperature_pos=checked(self, "positive", positive, above=0),
-            sapo_temperature_neg=checked(self, "negative", negative, above=0),
-        )
+    positive: float = number(1.0, sets="sapo_temperature_pos", above=0)
+    negative: float = number(1.05, sets="sapo_temperature_neg", above=0)

@@ -1,19 +1,63 @@
 """REINFORCE variants on raw rewards: of a subset, weighted, or with a quantile baseline."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from entrocraft.method import Measurement, Method, checked
-from entrocraft.methods.rewards import RewardMethod, drop_zeroed, groups_of, required_rewards
+from entrocraft.method import Measurement, Method, number
 from entrocraft.rollouts import RolloutStats
 from entrocraft.selection.rules import SUCCESS
 
-__all__ = ["NSR", "PSR", "QAE", "RAFT", "ReinforceRej", "WeightedReinforce"]
+__all__ = ["NSR", "PSR", "QAE", "RAFT", "ReinforceRej", "RewardMethod", "WeightedReinforce"]
+
+
+@dataclass(eq=False)
+class RewardMethod(Method):
+    """A method that tells successes from failures by the raw reward.
+
+    The raw reward is the weighted sum of the trainer's reward functions, so where accuracy and
+    format give 1 each, `success`, the smallest reward of a success, has to be above 1.
+    """
+
+    success: float = number(SUCCESS)
+
+    def successes(self, stats: RolloutStats) -> tuple[Tensor, Tensor]:
+        """(B,) bool twice: rollouts that succeeded, and those that failed.
+
+        With the default, rewards in {0, 1} and in {-1, 1} mean the same; a rollout that could not
+        be scored is neither.
+        """
+        # in 32 bits as trainers have rewards, where 0.7 is a little less than in 64
+        rewards = required(self, stats, "rewards").float()
+        return rewards >= self.success, rewards < self.success
+
+
+def required(owner: Method, stats: RolloutStats, name: str) -> Tensor:
+    """(B,) of the batch's `rewards`, NaN where a rollout could not be scored, or `group`.
+
+    Raises:
+        ValueError: the batch has none.
+    """
+    if (found := getattr(stats, name)) is None:
+        use = {"rewards": "trains on raw rewards", "group": "compares the rollouts of a prompt"}
+        raise ValueError(
+            f"the method {owner.name!r} {use[name]}; put RolloutBatch.{name} (B,) into the batch"
+        )
+    return found
+
+
+def drop_zeroed(advantages: Tensor, stats: RolloutStats) -> Tensor:
+    """Advantages (B,) as if rollouts with advantage 0 had been dropped from the batch.
+
+    Zeroed rollouts stay in the loss's denominator; scaling by all over kept takes them out of it:
+    tokens where the loss divides by their number (TRL's default), else rollouts, those without a
+    token included, as TRL counts them too.
+    """
+    counted = torch.ones_like(stats.tokens) if stats.by_rollout else stats.tokens
+    kept = float(counted[advantages != 0].sum())
+    return advantages * (float(counted.sum()) / kept) if kept else torch.zeros_like(advantages)
 
 
 class RAFT(RewardMethod):
@@ -46,9 +90,10 @@ class ReinforceRej(RewardMethod):
 
     def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
         right, wrong = self.successes(stats)
-        mixed = torch.zeros_like(right)
-        for rows in groups_of(self, stats):
-            mixed[rows] = bool(right[rows].any()) and bool(wrong[rows].any())
+        mixed, group = torch.zeros_like(right), required(self, stats, "group")
+        for prompt in group.unique():
+            rows = group == prompt
+            mixed[rows] = right[rows].any() & wrong[rows].any()
         return torch.where(mixed, right.double() - wrong.double(), 0.0)
 
 
@@ -87,6 +132,7 @@ class NSR(RewardMethod):
         return drop_zeroed(-wrong.double(), stats)
 
 
+@dataclass(eq=False)
 class WeightedReinforce(RewardMethod):
     """W-REINFORCE: ``A = weight`` for a success and -1 for a failure.
 
@@ -100,17 +146,14 @@ class WeightedReinforce(RewardMethod):
     name = "w_reinforce"
     coefficient = "weight"
 
-    def __init__(
-        self, schedule: Any = None, *, weight: float = 0.1, success: float = SUCCESS
-    ) -> None:
-        super().__init__(schedule, success=success)
-        self.weight = checked(self, "weight", weight, 0)
+    weight: float = number(0.1, low=0)
 
     def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
         right, wrong = self.successes(stats)
         return self.weight * right.double() - wrong.double()
 
 
+@dataclass(eq=False)
 class QAE(Method):
     """Quantile advantage: ``A = (R - b) / (std + 1e-6)``, b the K-quantile of the group's rewards.
 
@@ -127,20 +170,18 @@ class QAE(Method):
     name = "qae"
     coefficient = "quantile"
 
-    def __init__(self, schedule: Any = None, *, quantile: float = 0.4) -> None:
-        super().__init__(schedule)
-        self.quantile = checked(self, "quantile", quantile, high=1, above=0)
+    quantile: float = number(0.4, above=0, high=1)
 
     def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
-        rewards = required_rewards(self, stats)
+        rewards, group = required(self, stats, "rewards"), required(self, stats, "group")
         advantages = torch.zeros_like(stats.advantages)
-        for group in groups_of(self, stats):
-            rows = group[~rewards[group].isnan()]
-            if len(rows) < 2:
-                continue
+        for prompt in group.unique():
+            rows = (group == prompt) & ~rewards.isnan()
             known = rewards[rows]
+            if len(known) < 2:
+                continue
             # the tolerance keeps K n = 2.0000000001 from meaning the third reward
-            place = max(math.ceil(self.quantile * len(rows) - 1e-9) - 1, 0)
+            place = max(math.ceil(self.quantile * len(known) - 1e-9) - 1, 0)
             baseline = known.sort().values[place]
             advantages[rows] = (known - baseline) / (known.std() + 1e-6)
         return advantages

@@ -1,16 +1,13 @@
 """STEER: weighs tokens down by the entropy change that they are estimated to cause."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from entrocraft.method import checked
-from entrocraft.methods.token_weights import PPO_LOSSES, TokenMethod
+from entrocraft.method import number
+from entrocraft.methods.token_weights import PPO_LOSSES, TokenMethod, ppo_clip
 from entrocraft.rollouts import TokenBatch
 
 __all__ = ["STEER"]
@@ -19,6 +16,7 @@ _EPSILON = 1e-8
 _LEAST_RANGE = 0.02
 
 
+@dataclass(eq=False)
 class STEER(TokenMethod):
     """Each token's advantage times a weight that falls with its estimated entropy change.
 
@@ -41,17 +39,16 @@ class STEER(TokenMethod):
     name = "steer"
     coefficient = "least"
     losses = PPO_LOSSES
-    trainer_options: Mapping[str, Any] = {"epsilon": 0.2, "epsilon_high": 0.28, "delta": 10.0}
+    trainer_options = ppo_clip(low=0.2, high=0.28, dual=10.0)
 
-    def __init__(
-        self, schedule: Any = None, *, mode: str = "linear", least: float = 0.8, most: float = 1.2
-    ) -> None:
-        super().__init__(schedule)
-        if mode not in ("linear", "exponential"):
-            raise ValueError(f"steer: mode is {mode!r}; use 'linear' or 'exponential'")
-        self.mode = mode
-        self.least = checked(self, "least", least, high=1, above=0)
-        self.most = checked(self, "most", most, least)
+    mode: str = field(default="linear", kw_only=True)
+    least: float = number(0.8, above=0, high=1)
+    most: float = number(1.2, low="least")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode not in ("linear", "exponential"):
+            raise ValueError(f"steer: mode is {self.mode!r}; use 'linear' or 'exponential'")
 
     def reweigh(self, tokens: TokenBatch) -> Tensor:
         advantages, mask = tokens.token_advantages, tokens.mask

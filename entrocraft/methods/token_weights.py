@@ -1,7 +1,5 @@
 """Token weights: methods that set one advantage per token, and the losses that fit them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,7 +9,7 @@ from torch import Tensor
 from entrocraft.method import Method
 from entrocraft.rollouts import TokenBatch
 
-__all__ = ["PPO_LOSSES", "RATIO_LOSSES", "UNCLIPPED", "TokenMethod", "drop_tokens"]
+__all__ = ["PPO_LOSSES", "RATIO_LOSSES", "UNCLIPPED", "TokenMethod", "drop_tokens", "ppo_clip"]
 
 UNCLIPPED: Mapping[str, Any] = {
     "epsilon": 1e9,
@@ -36,6 +34,11 @@ class TokenMethod(Method):
 
     token_scope: ClassVar[str | None] = "update"
     losses: ClassVar[tuple[str, ...] | None] = RATIO_LOSSES
+
+
+def ppo_clip(low: float, high: float, dual: float) -> Mapping[str, Any]:
+    """Trainer options of PPO's clip to [1 - low, 1 + high], and to `dual` where A < 0."""
+    return {"epsilon": low, "epsilon_high": high, "delta": dual}
 
 
 def drop_tokens(tokens: TokenBatch, keep: Tensor) -> Tensor:
