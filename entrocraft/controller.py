@@ -26,6 +26,7 @@ from entrocraft.method import (
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
 from entrocraft.selection import (
     Response,
+    ResponseCurve,
     Selection,
     SelectionSettings,
     get_rule,
@@ -49,6 +50,7 @@ class ControllerState:
         scale: slow average of the effects' mean size.
         feedback: memory of the feedback; None if it has none.
         monitor: what the saturation monitor has seen and said.
+        last: what the latest batch says of the next; None where each is decided on by itself.
     """
 
     decisions: int = 0
@@ -56,6 +58,22 @@ class ControllerState:
     scale: float = 0.0
     feedback: EntropyFilter | None = None
     monitor: SaturationMonitor = field(default_factory=SaturationMonitor)
+    last: LastBatch | None = None
+
+
+@dataclass(frozen=True)
+class LastBatch:
+    """What a batch that is not scored yet is expected to be like.
+
+    Attributes:
+        measured: entropy, nats per token.
+        curve: response of its rollouts.
+        means: token means that effects refer to.
+    """
+
+    measured: float
+    curve: ResponseCurve
+    means: BatchMeans
 
 
 @dataclass(frozen=True)
@@ -173,38 +191,15 @@ class EntropyController(Method):
             ValueError: a batch or a target that makes no sense.
         """
         metrics, state = self._measured(state, stats, step)
-        after = replace(state, decisions=state.decisions + 1)
         if self.rule is None:
-            ones = torch.ones(len(stats), dtype=torch.float64)
-            metrics |= _outcome(Pressure(0.0), ones, stats.active)
-            useful = int(stats.active.sum())
-            return Decision(ones, ones.clone(), stats.advantages.clone(), metrics, useful), after
-        chosen, response, memory, planned = self._choose(state, stats, step, metrics)
-        selection, active = response.select(chosen.pressure.value)
+            return self._observed(state, stats, metrics)
+        response, means, memory = self._response(state, stats, step, metrics)
+        pressure, planned = self._plan(state, memory, step, metrics, response.curve)
+        chosen = PressureAndScale(pressure, response.given.scale, means)
+        selection = self.rule.select(response.given, pressure.value)
         weights = self._draw(state, selection.probabilities, response.given.effects)
-        joining = response.joining
-        counted = active if joining is None else active & ~joining
-        metrics |= planned | _outcome(chosen.pressure, weights, counted)
-        metrics["entropy/shortfall"] = chosen.pressure.shortfall
-        if joining is not None:
-            metrics["entropy/constant_reward_used"] = float((joining & (weights > 0)).sum())
-        if memory is not None:
-            kept = response.kept(selection, weights)
-            effects = float(kept[0].sum()), float(kept[1].sum())
-            metrics |= memory.report(effects, step)
-            memory = memory.predict(effects, float(kept.norm()), step)
-        metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        useful = int((active & (weights > 0)).sum())
-        monitor, texts = state.monitor.check(metrics, useful, self._remedies())
-        decision = Decision(
-            weights,
-            selection.probabilities,
-            selection.advantages * weights,
-            metrics,
-            useful,
-            warnings=texts,
-        )
-        return decision, replace(after, scale=chosen.scale, feedback=memory, monitor=monitor)
+        metrics |= planned
+        return self._settled(state, step, metrics, memory, chosen, response, selection, weights)
 
     def choose_pressure(
         self, state: ControllerState, stats: RolloutStats, step: StepInfo
@@ -215,8 +210,58 @@ class EntropyController(Method):
             ValueError: a controller that only observes, or a batch that makes no sense.
         """
         metrics, state = self._measured(state, stats, step)
-        chosen, _, memory, _ = self._choose(state, stats, step, metrics)
-        return chosen, replace(state, scale=chosen.scale, feedback=memory)
+        response, means, memory = self._response(state, stats, step, metrics)
+        pressure, _ = self._plan(state, memory, step, metrics, response.curve)
+        scale = response.given.scale
+        chosen = PressureAndScale(pressure, scale, means)
+        return chosen, replace(state, scale=scale, feedback=memory)
+
+    def anticipate(self, state: ControllerState, step: StepInfo) -> PressureAndScale:
+        """Choose for a batch that is not scored yet, from what is known of the batch before it.
+
+        The first batch of a run is kept as it is.
+        """
+        if self.rule is None or state.last is None:
+            return PressureAndScale(Pressure(0.0), 0.0)
+        last, metrics = state.last, {"entropy/measured": state.last.measured}
+        pressure, _ = self._plan(state, state.feedback, step, metrics, last.curve)
+        return PressureAndScale(pressure, state.scale, last.means)
+
+    def conclude(
+        self,
+        state: ControllerState,
+        stats: RolloutStats,
+        step: StepInfo,
+        chosen: PressureAndScale,
+        weights: Tensor,
+    ) -> tuple[Decision, ControllerState]:
+        """Take a batch whose rollouts were drawn part by part, as a pure function.
+
+        Args:
+            state: before the batch.
+            stats: rollouts of all parts and ranks.
+            step: the batch's position in the run.
+            chosen: what `anticipate` chose for it.
+            weights: (B,) as drawn.
+
+        Returns:
+            The decision as it was made, and the state after it.
+
+        Raises:
+            ValueError: a batch or a target that makes no sense.
+        """
+        metrics, state = self._measured(state, stats, step)
+        if self.rule is None:
+            return self._observed(state, stats, metrics)
+        response, means, memory = self._response(state, stats, step, metrics)
+        _, planned = self._plan(state, memory, step, metrics, response.curve)
+        metrics |= planned
+        selection = self.select(stats, chosen)
+        decision, after = self._settled(
+            state, step, metrics, memory, chosen, response, selection, weights
+        )
+        last = LastBatch(metrics["entropy/measured"], response.curve, means)
+        return decision, replace(after, scale=response.given.scale, last=last)
 
     def select(self, stats: RolloutStats, chosen: PressureAndScale) -> Selection:
         """Second half of `update`: keep probabilities of any rollouts under a chosen pressure.
@@ -243,33 +288,98 @@ class EntropyController(Method):
             metrics["entropy/target"] = target
         return metrics, state
 
-    def _choose(
+    def _response(
         self,
         state: ControllerState,
         stats: RolloutStats,
         step: StepInfo,
         metrics: dict[str, float],
-    ) -> tuple[PressureAndScale, Response, EntropyFilter | None, dict[str, float]]:
-        """Ask the feedback for the pressure of a batch."""
+    ) -> tuple[Response, BatchMeans, EntropyFilter | None]:
+        """What a rule can do to a batch, and the feedback's memory with its measurement."""
         if self.rule is None:
             raise ValueError("rule=None only observes: there is no pressure to choose")
         means = BatchMeans.of(stats)
         given = rule_input(stats, self._effect, state.scale, self.selection, means)
-        scale = _followed(state.scale, stats, given.effects)
+        given = replace(given, scale=_followed(state.scale, stats, given.effects))
         ones = replace(stats, advantages=torch.ones_like(stats.advantages))
         unit = step.optimizer_steps * rollout_effects(ones, self._effect, means)
-        given = replace(given, scale=scale)
         response = Response(self.rule, given, unit, stats.tokens, self.feedback.limit)
+        stderr = metrics.get("entropy/measured_stderr", math.inf)
+        measured = metrics["entropy/measured"]
+        memory = self.feedback.measure(state.feedback, measured, stderr, response.size)
+        return response, means, memory
+
+    def _plan(
+        self,
+        state: ControllerState,
+        memory: EntropyFilter | None,
+        step: StepInfo,
+        metrics: dict[str, float],
+        curve: ResponseCurve,
+    ) -> tuple[Pressure, dict[str, float]]:
+        """Ask the feedback for a pressure."""
 
         def ahead(steps: int) -> float:
             target = self._target.ahead(step.step, steps, state.initial)
             assert target is not None, "a rule has a schedule, and the first batch anchored it"
             return target
 
-        stderr = metrics.get("entropy/measured_stderr", math.inf)
-        situation = Situation(metrics["entropy/measured"], stderr, ahead, step, response)
-        pressure, memory, planned = self.feedback.choose(state.feedback, situation)
-        return PressureAndScale(pressure, scale, means), response, memory, planned
+        situation = Situation(metrics["entropy/measured"], ahead, step, curve)
+        return self.feedback.plan(memory, situation)
+
+    def _settled(
+        self,
+        state: ControllerState,
+        step: StepInfo,
+        metrics: dict[str, float],
+        memory: EntropyFilter | None,
+        chosen: PressureAndScale,
+        response: Response,
+        selection: Selection,
+        weights: Tensor,
+    ) -> tuple[Decision, ControllerState]:
+        """Decision of given weights, and the state after the batch."""
+        active = (selection.advantages != 0) & (response.tokens > 0)
+        joining = response.joining
+        counted = active if joining is None else active & ~joining
+        metrics |= _outcome(chosen.pressure, weights, counted)
+        metrics["entropy/shortfall"] = chosen.pressure.shortfall
+        if joining is not None:
+            metrics["entropy/constant_reward_used"] = float((joining & (weights > 0)).sum())
+        if memory is not None:
+            kept = response.kept(selection, weights)
+            effects = float(kept[0].sum()), float(kept[1].sum())
+            metrics |= memory.report(effects, step)
+            memory = memory.predict(effects, float(kept.norm()), step)
+        metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        useful = int((active & (weights > 0)).sum())
+        monitor, texts = state.monitor.check(metrics, useful, self._remedies())
+        decision = Decision(
+            weights,
+            selection.probabilities,
+            selection.advantages * weights,
+            metrics,
+            useful,
+            warnings=texts,
+        )
+        after = replace(
+            state,
+            decisions=state.decisions + 1,
+            scale=chosen.scale,
+            feedback=memory,
+            monitor=monitor,
+        )
+        return decision, after
+
+    def _observed(
+        self, state: ControllerState, stats: RolloutStats, metrics: dict[str, float]
+    ) -> tuple[Decision, ControllerState]:
+        """Keep every rollout as it is."""
+        ones = torch.ones(len(stats), dtype=torch.float64)
+        metrics |= _outcome(Pressure(0.0), ones, stats.active)
+        useful = int(stats.active.sum())
+        decision = Decision(ones, ones.clone(), stats.advantages.clone(), metrics, useful)
+        return decision, replace(state, decisions=state.decisions + 1)
 
     def _draw(self, state: ControllerState, probabilities: Tensor, effects: Tensor) -> Tensor:
         """Draw the rollouts that are kept: (B,) float64, 0 or 1."""

@@ -39,11 +39,11 @@ class Deadband(Feedback):
                 "(low, high) as offsets from the target, e.g. (-0.05, 0.05)"
             )
 
-    def choose(self, memory: None, situation: Situation) -> tuple[Pressure, None, dict[str, float]]:
+    def plan(self, memory: None, situation: Situation) -> tuple[Pressure, dict[str, float]]:
         """Compare the measurement with the band's edges."""
         target = situation.target(0)
         low, high = target + self.low, target + self.high
         value = float(situation.measured < low) - float(situation.measured > high)
         value *= 0 < situation.response.size < math.inf
         pressure = Pressure(value, saturated=value != 0)
-        return pressure, None, {"entropy/low": low, "entropy/high": high}
+        return pressure, {"entropy/low": low, "entropy/high": high}

@@ -42,20 +42,26 @@ class Planner(Feedback):
         lands = memory.entropy + (1 - momentum**steps) * memory.pending
         return (situation.target(steps) - lands - steps * memory.drift) / arrives
 
-    def choose(
+    def measure(
+        self, memory: EntropyFilter, measured: float, stderr: float, size: float
+    ) -> EntropyFilter:
+        """Correct the filter by the measurement."""
+        return memory.update(measured, stderr, size)
+
+    def plan(
         self, memory: EntropyFilter, situation: Situation
-    ) -> tuple[Pressure, EntropyFilter, dict[str, float]]:
-        """Correct the filter by the measurement, and plan on it."""
+    ) -> tuple[Pressure, dict[str, float]]:
+        """Ask for what brings the entropy onto the schedule."""
         response = situation.response
-        memory = memory.update(situation.measured, situation.stderr, response.size)
+        down, up = response.ends
         metrics = {
             "entropy/estimate": memory.entropy,
-            "entropy/reachable_up": memory.in_nats(response.at(self.limit)),
-            "entropy/reachable_down": memory.in_nats(response.at(-self.limit)),
+            "entropy/reachable_up": memory.in_nats(up),
+            "entropy/reachable_down": memory.in_nats(down),
         }
         if not 0 < response.size < math.inf:
-            return Pressure(0.0), memory, metrics
+            return Pressure(0.0), metrics
         wanted = self.wanted(memory, situation)
         value, reached = response.solve(memory.gains, wanted)
         saturated = abs(value) >= self.limit and reached != wanted
-        return Pressure(value, saturated, wanted - reached if saturated else 0.0), memory, metrics
+        return Pressure(value, saturated, wanted - reached if saturated else 0.0), metrics

@@ -19,14 +19,12 @@ class Situation:
 
     Attributes:
         measured: entropy of the batch, nats per token.
-        stderr: its standard error; infinite if unknown.
         target: optimizer steps ahead -> target entropy, nats per token.
         step: position of the batch in the run.
-        response: pressure -> expected sums of the kept effects; see `selection.response.Response`.
+        response: a `selection.ResponseCurve`.
     """
 
     measured: float
-    stderr: float
     target: Callable[[int], float]
     step: StepInfo
     response: Any
@@ -56,6 +54,17 @@ class Feedback(ABC):
         """Return the memory before the first batch; None if the loop has none."""
         return None
 
+    def measure(self, memory: Any, measured: float, stderr: float, size: float) -> Any:
+        """Take one measurement, nats per token; return the memory after it.
+
+        Args:
+            memory: before the measurement.
+            measured: entropy of the batch.
+            stderr: its standard error; infinite if unknown.
+            size: sum of the absolute effects of the batch.
+        """
+        return memory
+
     @abstractmethod
-    def choose(self, memory: Any, situation: Situation) -> tuple[Pressure, Any, dict[str, float]]:
-        """Take one measurement; return the pressure for its batch, the memory, numbers to log."""
+    def plan(self, memory: Any, situation: Situation) -> tuple[Pressure, dict[str, float]]:
+        """Return the pressure for a batch, and numbers to log."""

@@ -12,9 +12,11 @@ from entrocraft.effects import BatchMeans, rollout_effects
 from entrocraft.rollouts.batch import RolloutStats
 from entrocraft.selection.rules import SUCCESS, Rule, RuleInput, Selection, SelectionSettings
 
-__all__ = ["Response", "rule_input"]
+__all__ = ["GRID", "Response", "ResponseCurve", "rule_input"]
 
 _HALF_GRID = 16  # pressures on either side of 0, closer together near it
+GRID = 2 * _HALF_GRID + 1
+"""Number of pressures of a `ResponseCurve`."""
 
 
 def rule_input(
@@ -96,12 +98,36 @@ class Response:
         return positive, negative
 
     @cached_property
-    def _grid(self) -> tuple[Tensor, Tensor]:
-        """Pressures (n,), rising, and `at` of each (n, 2)."""
-        half = torch.arange(-_HALF_GRID, _HALF_GRID + 1, dtype=torch.float64) / _HALF_GRID
-        pressures = self.limit * half.abs() * half
-        sums = [self.at(pressure) for pressure in pressures.tolist()]
-        return pressures, torch.tensor(sums, dtype=torch.float64)
+    def curve(self) -> ResponseCurve:
+        """The response at every pressure of the grid."""
+        sums = [self.at(pressure) for pressure in _pressures(self.limit).tolist()]
+        return ResponseCurve(torch.tensor(sums, dtype=torch.float64), self.size, self.limit)
+
+
+def _pressures(limit: float) -> Tensor:
+    half = torch.arange(-_HALF_GRID, _HALF_GRID + 1, dtype=torch.float64) / _HALF_GRID
+    return limit * half.abs() * half
+
+
+@dataclass(frozen=True)
+class ResponseCurve:
+    """A batch's response on a grid of pressures: all that planning needs to know of its rollouts.
+
+    Attributes:
+        sums: (33, 2), expected sums of the kept effects, of positive and of negative advantages.
+        size: sum of the absolute effects of the active rollouts.
+        limit: largest pressure.
+    """
+
+    sums: Tensor
+    size: float
+    limit: float
+
+    @property
+    def ends(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Sums at the largest pressure against entropy, and at the largest for it."""
+        (low_positive, low_negative), (positive, negative) = self.sums[[0, -1]].tolist()
+        return (low_positive, low_negative), (positive, negative)
 
     def solve(self, gains: tuple[float, float], wanted: float) -> tuple[float, float]:
         """Pressure at which the kept effects times the gains sum to `wanted`, and what it gives.
@@ -116,8 +142,8 @@ class Response:
             (pressure, nats): the smallest pressure that gives `wanted`, or the limit and what it
             gives if `wanted` is out of reach.
         """
-        pressures, sums = self._grid
-        nats = sums @ torch.tensor(gains, dtype=torch.float64)
+        pressures = _pressures(self.limit)
+        nats = self.sums @ torch.tensor(gains, dtype=torch.float64)
         plain = float(nats[_HALF_GRID])
         if wanted == plain:
             return 0.0, plain
