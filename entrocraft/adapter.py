@@ -17,7 +17,7 @@ from entrocraft.method import Decision, Method
 from entrocraft.post_update import change_stats, choose_prompts, report_change
 from entrocraft.rollouts import RolloutStats, StepInfo
 
-__all__ = ["Adapter", "Processes", "ScoredTokens", "run_decision", "run_remeasure"]
+__all__ = ["Adapter", "Processes", "ScoredTokens", "gather_stats", "run_decision", "run_remeasure"]
 
 _T = TypeVar("_T")
 _COLUMNS = ("advantages", "tokens", "logprob", "entropy", "sensitivity", "rewards", "group")
@@ -140,7 +140,7 @@ def run_decision(adapter: Adapter) -> Decision | None:
         sizes = processes.gather(torch.tensor([float(len(local))]))
         start = int(sizes[: processes.index].sum())
         rows = slice(start, start + len(local))
-        local = _gathered(processes, local)
+        local = gather_stats(processes, local)
     stats = adapter.complete(local).without_rounding_noise()
     if stats.total_tokens == 0:
         return None
@@ -151,7 +151,7 @@ def run_decision(adapter: Adapter) -> Decision | None:
     return decision
 
 
-def _gathered(processes: Processes, local: RolloutStats) -> RolloutStats:
+def gather_stats(processes: Processes, local: RolloutStats) -> RolloutStats:
     """All processes' rollouts; what `Adapter.complete` adds is not exchanged."""
     names = [name for name in _COLUMNS if getattr(local, name) is not None]
     columns = torch.stack([getattr(local, name).double() for name in names], dim=1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from entrocraft import schedules
 from entrocraft.effects import LEVELS, BatchMeans, rollout_effects
 from entrocraft.feedback import FeedbackSettings, Pressure, Situation, TargetError
-from entrocraft.feedback.filter import EntropyFilter
+from entrocraft.feedback.filter import EntropyFilter, finite
 from entrocraft.feedback.saturation import SaturationMonitor
 from entrocraft.method import (
     Decision,
@@ -25,6 +25,7 @@ from entrocraft.method import (
 )
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
 from entrocraft.selection import (
+    GRID,
     Response,
     ResponseCurve,
     Selection,
@@ -75,6 +76,26 @@ class LastBatch:
     curve: ResponseCurve
     means: BatchMeans
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        curve = {"sums": self.curve.sums.tolist(), "size": self.curve.size}
+        return {"measured": self.measured, "curve": curve, "means": asdict(self.means)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], limit: float) -> LastBatch:
+        """Make it from what `state_dict` gave.
+
+        Raises:
+            ValueError: a number that is missing, not finite, or in the wrong shape.
+        """
+        curve, means = state["curve"], state["means"]
+        sums, size = finite(curve["sums"], (GRID, 2)), float(finite(curve["size"], ()))
+        return cls(
+            float(finite(state["measured"], ())),
+            ResponseCurve(sums, size, limit),
+            BatchMeans(*(float(finite(means[name], ())) for name in ("tokens", "weight", "logprob"))),
+        )
+
 
 @dataclass(frozen=True)
 class PressureAndScale:
@@ -109,6 +130,9 @@ class EntropyController(Method):
         remeasure: share of the prompts that are scored once more after the batch's update, to know
             how far it moved the entropy without the noise of new prompts; None takes all of
             them with the rule tilt, else none.
+        extra_pass: whether trainers that score a batch nowhere but in the loss make one pass more
+            before it, so that the batch's own rollouts set its pressure; otherwise the pressure is
+            chosen from the batch before, and the loss's pass is the only one.
         seed: of the controller's own generator; the global one is never touched.
 
     Raises:
@@ -124,6 +148,7 @@ class EntropyController(Method):
         feedback: FeedbackSettings | None = None,
         selection: SelectionSettings | None = None,
         remeasure: float | None = None,
+        extra_pass: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(schedule)
@@ -145,6 +170,9 @@ class EntropyController(Method):
         if not (isinstance(remeasure, (int, float)) and 0 <= remeasure <= 1):
             raise ValueError(f"remeasure is a share of the prompts, 0 to 1, got {remeasure}")
         self.remeasure = float(remeasure)
+        # the paper's rules compare the batch's own entropy with their band
+        self.decides_in_parts = not (extra_pass or deadband)
+        self.extra_pass = extra_pass
         self.seed = int(seed)
         self.state = ControllerState(feedback=self.feedback.start())
 
@@ -168,7 +196,30 @@ class EntropyController(Method):
     def decide(self, batch: RolloutBatch | RolloutStats, step: StepInfo | None = None) -> Decision:
         """Choose the rollouts of one batch; see `Method.decide`."""
         stats, step = read_batch(batch, step)
-        decision, state = self.update(self.state, stats, step)
+        return self._take(*self.update(self.state, stats, step))
+
+    def begin(self, step: StepInfo) -> PressureAndScale:
+        """Choose for a batch that is not scored yet; see `Method.begin` and `anticipate`."""
+        return self.anticipate(self.state, step)
+
+    def decide_part(
+        self, stats: RolloutStats, chosen: PressureAndScale, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """Draw some of the batch's rollouts; see `Method.decide_part`."""
+        if self.rule is None:
+            return torch.ones(len(stats), dtype=torch.float64), stats.advantages
+        given = rule_input(stats, self._effect, chosen.scale, self.selection, chosen.means)
+        selection = self.rule.select(given, chosen.pressure.value)
+        weights = self._draw(self.state, selection.probabilities, given.effects, number)
+        return weights, selection.advantages * weights
+
+    def finish(
+        self, stats: RolloutStats, step: StepInfo, chosen: PressureAndScale, weights: Tensor
+    ) -> Decision:
+        """Take the whole batch; see `Method.finish` and `conclude`."""
+        return self._take(*self.conclude(self.state, stats, step, chosen, weights))
+
+    def _take(self, decision: Decision, state: ControllerState) -> Decision:
         for text in decision.warnings:
             warnings.warn(text, EntropyControlWarning, stacklevel=2)
         self.state = state
@@ -381,9 +432,12 @@ class EntropyController(Method):
         decision = Decision(ones, ones.clone(), stats.advantages.clone(), metrics, useful)
         return decision, replace(state, decisions=state.decisions + 1)
 
-    def _draw(self, state: ControllerState, probabilities: Tensor, effects: Tensor) -> Tensor:
+    def _draw(
+        self, state: ControllerState, probabilities: Tensor, effects: Tensor, part: int = 0
+    ) -> Tensor:
         """Draw the rollouts that are kept: (B,) float64, 0 or 1."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + state.decisions) % 2**63)
+        seed = self.seed * 1_000_003 + state.decisions + part * 7_368_787
+        generator = torch.Generator().manual_seed(seed % 2**63)
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         # ordered by effect, the draw is balanced in every range of effects: its sum stays on plan
         order = torch.argsort(effects, stable=True)
@@ -420,6 +474,7 @@ class EntropyController(Method):
             "scale": state.scale,
             "feedback": {} if state.feedback is None else state.feedback.state_dict(),
             "monitor": {**asdict(state.monitor), "warned": list(state.monitor.warned)},
+            "last": None if state.last is None else state.last.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -471,6 +526,7 @@ class EntropyController(Method):
             raise ValueError(f"scale {scale} and initial {initial} must be finite")
         decisions, monitor, memory = int(state["decisions"]), state["monitor"], state["feedback"]
         in_a_row, warned = int(monitor["saturated_in_a_row"]), monitor["warned"]
+        last = state.get("last")
         if decisions < 0 or not isinstance(warned, (list, tuple)):
             raise ValueError(f"{decisions} decisions and warnings {warned!r}")
         return ControllerState(
@@ -479,6 +535,7 @@ class EntropyController(Method):
             scale,
             None if self.feedback.start() is None else EntropyFilter.from_state_dict(memory),
             SaturationMonitor(in_a_row, tuple(map(str, warned))),
+            None if last is None else LastBatch.from_state_dict(last, self.feedback.limit),
         )
 
     def _settings(self) -> str:

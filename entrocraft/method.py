@@ -127,6 +127,7 @@ class Method:
         uses_bonus: whether `bonus_entropy` takes the place of the entropy in the trainer's bonus.
         samples_more: whether `extra` may ask for more rollouts.
         memory: names, without their underscore, of the numbers that a resumed run needs.
+        decides_in_parts: whether `begin`, `decide_part` and `finish` can take the place of `decide`.
         remeasure: share of the prompts, in [0, 1], that the adapter scores once more after the
             batch's last update and reports to `post_update`.
         hosted: whether the method has been in a trainer before.
@@ -143,6 +144,7 @@ class Method:
     uses_bonus: ClassVar[bool] = False
     samples_more: ClassVar[bool] = False
     memory: ClassVar[tuple[str, ...]] = ()
+    decides_in_parts = False
     remeasure = 0.0  # not annotated, and so no arguments of the constructor
     hosted = False
     seed = 0
@@ -222,6 +224,30 @@ class Method:
         weights = (trained | (stats.advantages == 0)).double()
         useful = int(trained.sum())
         return Decision(weights, weights.clone(), advantages, metrics, useful, settings, extra)
+
+    # Deciding on a batch whose parts are scored one after another ---------------------------------
+
+    def begin(self, step: StepInfo) -> Any:
+        """Choose for a batch that is not scored yet; what is returned goes to the calls below."""
+        raise NotImplementedError
+
+    def decide_part(
+        self, stats: RolloutStats, chosen: Any, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """Weights (b,) and advantages (b,) of some of the batch's rollouts.
+
+        Args:
+            stats: of these rollouts.
+            chosen: what `begin` returned.
+            number: of the part; each has its own chance.
+        """
+        raise NotImplementedError
+
+    def finish(
+        self, stats: RolloutStats, step: StepInfo, chosen: Any, weights: Tensor
+    ) -> Decision:
+        """Take the whole batch, of all parts and processes, with the weights as drawn."""
+        raise NotImplementedError
 
     def post_update(self, change: float, stderr: float, trained: bool = True) -> None:
         """Take the measured change of the entropy by the last batch's update, if `remeasure`.

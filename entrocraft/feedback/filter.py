@@ -17,7 +17,7 @@ from torch import Tensor
 
 from entrocraft.rollouts.step import StepInfo
 
-__all__ = ["EntropyFilter", "arrival"]
+__all__ = ["EntropyFilter", "finite", "arrival"]
 
 _STATES = 8
 (_ENTROPY, _PENDING, _DRIFT, _POSITIVE, _NEGATIVE, _BIAS_TRAINED, _BIAS_LEFT_OUT, _BEFORE) = range(
@@ -269,15 +269,15 @@ class EntropyFilter:
         numbers: dict[str, Any] = {}
         for name in ("first", "first_gain", "steps"):
             value = state[name]
-            numbers[name] = None if value is None else float(_finite(value, ()))
+            numbers[name] = None if value is None else float(finite(value, ()))
         if numbers["first_gain"] is not None and numbers["first_gain"] <= 0:
             raise ValueError(f"first_gain is {numbers['first_gain']}; gains are above 0")
         for name, shape in (("mean", (_STATES,)), ("covariance", (_STATES, _STATES))):
-            numbers[name] = _finite(state[name], shape)
+            numbers[name] = finite(state[name], shape)
         return cls(**numbers)
 
 
-def _finite(values: Any, shape: tuple[int, ...]) -> Tensor:
+def finite(values: Any, shape: tuple[int, ...]) -> Tensor:
     try:
         numbers = torch.tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:

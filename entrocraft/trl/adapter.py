@@ -105,24 +105,32 @@ class SignalRecorder:
 
     def record(self, compute: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run TRL's pass `compute(*args, **kwargs)`, with entropies, and keep what it says."""
+        out, sensitivity = self.score(compute, args, kwargs, self._sensitive)
+        self._first = Signals(out[0].detach(), out[1].detach(), sensitivity)
+        return out
+
+    def score(
+        self, compute: Callable, args: tuple, kwargs: dict[str, Any], sensitive: bool | None = None
+    ) -> tuple[Any, Tensor | None]:
+        """TRL's pass with entropies, and the tokens' sensitivity if the level needs it."""
         kwargs = dict(kwargs, compute_entropy=True)
-        if self._sensitive:
+        sensitivity = None
+        if self._level_needs_tokens if sensitive is None else sensitive:
             out, sensitivity = pass_with_sensitivity(self._trainer, compute, args, kwargs)
         else:
-            out, sensitivity = compute(*args, **kwargs), None
+            out = compute(*args, **kwargs)
         if out[1] is None:
             raise RuntimeError(
                 "TRL returned no entropies although asked to; entrocraft knows TRL 1.5 to 1.16: "
                 "pin one of them"
             )
-        self._first = Signals(out[0].detach(), out[1].detach(), sensitivity)
-        return out
+        return out, sensitivity
 
-    def signals(self, output: dict[str, Any]) -> Signals:
-        """Of a batch that TRL scored: what was recorded, or else of a pass of its own."""
+    def heard(self, output: dict[str, Any]) -> Signals | None:
+        """What was recorded of a batch that TRL scored; None if TRL made no pass over it."""
         if self._first is not None and _is_pass_of(self._first.logprobs, output):
             return self._first
-        return self.ask(output)
+        return None
 
     def ask(self, output: dict[str, Any], sensitivity: bool = True) -> Signals:
         """Make one pass without gradients over a batch that TRL scored."""
@@ -182,6 +190,7 @@ class GenerationBatch(Adapter):
         trainer: with `entropy_control`.
         output: the batch as TRL scored it; its advantages are replaced.
         recorder: of the trainer's log-prob passes.
+        signals: of the rollouts; None until they are scored.
         rewards: of all processes' rollouts, or None.
 
     Raises:
@@ -193,6 +202,7 @@ class GenerationBatch(Adapter):
         trainer: Any,
         output: dict[str, Any],
         recorder: SignalRecorder,
+        signals: Signals | None,
         rewards: Tensor | None,
     ) -> None:
         advantages = output.get("advantages")
@@ -207,7 +217,8 @@ class GenerationBatch(Adapter):
         self.output = output
         self._trainer, self._recorder, self._rewards = trainer, recorder, rewards
         self.mask = response_mask(output)
-        self.signals = recorder.signals(output)
+        if signals is not None:
+            self.signals = signals
         args = trainer.args
         micro_batches = args.steps_per_generation * trainer.num_iterations
         self._step = StepInfo(
@@ -222,31 +233,53 @@ class GenerationBatch(Adapter):
 
     def local_stats(self) -> RolloutStats:
         """Per-rollout sums of this process; vLLM's importance ratios are taken in."""
-        advantages, sensitivity = self.output["advantages"], self.signals.sensitivity
-        if (ratio := self.output.get("importance_sampling_ratio")) is not None:
+        return self.part(self.output, self.signals).without_rounding_noise()
+
+    def part(
+        self, rollouts: dict[str, Any], signals: Signals, rows: Tensor | None = None
+    ) -> RolloutStats:
+        """Per-rollout sums of some rollouts, with all that is known of these `rows`."""
+        advantages, sensitivity = rollouts["advantages"], signals.sensitivity
+        if (ratio := rollouts.get("importance_sampling_ratio")) is not None:
             # of vLLM's policy to ours, (B, T) or (B, 1): the loss multiplies tokens by it, and
             # leaves out by 0 what lies too far off
-            trained = (self.mask & (ratio != 0)).any(1)
+            trained = (response_mask(rollouts) & (ratio != 0)).any(1)
             advantages = torch.where(trained, advantages, 0.0)
             sensitivity = None if sensitivity is None else sensitivity * ratio
         batch = RolloutBatch(
             step=self._step.step,
             advantages=advantages,
-            mask=self.mask,
-            logprobs=self.signals.logprobs,
-            entropies=self.signals.entropies,
+            mask=response_mask(rollouts),
+            logprobs=signals.logprobs,
+            entropies=signals.entropies,
             sensitivity=sensitivity,
         )
-        return batch.stats()
+        stats = batch.stats()
+        return stats if rows is None else self.complete(stats, rows.cpu())
 
-    def complete(self, stats: RolloutStats) -> RolloutStats:
-        """Add rewards, prompts and the loss's weights, in TRL's order: groups are contiguous."""
+    def exact_advantages(self) -> Tensor:
+        """The batch's advantages (b,) without rounding noise, before its tokens are scored."""
+        old, zeros = self.output["advantages"], torch.zeros(len(self.mask), dtype=torch.float64)
+        tokens = self.mask.sum(1).cpu().double()
+        stats = RolloutStats(old.cpu().double(), tokens, zeros, zeros)
+        exact = self.complete(stats, torch.arange(len(self.mask))).without_rounding_noise()
+        return exact.advantages.to(old.device, old.dtype)
+
+    def complete(self, stats: RolloutStats, rows: Tensor | None = None) -> RolloutStats:
+        """Add rewards, prompts and the loss's weights, in TRL's order: groups are contiguous.
+
+        `rows` numbers the rollouts among this process's; None: they are all of all processes.
+        """
         loss = getattr(self._trainer, "loss_type", None)  # RLOO has none, averages over rollouts
         weighted = loss in _MEAN_OF_ROLLOUTS
+        here = torch.arange(len(stats))
+        if rows is not None:
+            here = self.processes.index * len(self.mask) + rows
+        rewards = self._rewards
         return replace(
             stats,
-            rewards=None if self._rewards is None else self._rewards.detach().cpu().double(),
-            group=torch.arange(len(stats)) // self._trainer.num_generations,
+            rewards=None if rewards is None else rewards.detach().cpu().double()[here],
+            group=here // self._trainer.num_generations,
             token_weight=1 / stats.tokens.clamp(min=1) if weighted else None,
             by_rollout=loss is None or loss in _OVER_ROLLOUTS,
         )

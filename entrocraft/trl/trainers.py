@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from entrocraft.selection import RULES
 from entrocraft.trl.adapter import GenerationBatch, Remeasuring, SignalRecorder
 from entrocraft.trl.checkpoint import EntropyControlState
 from entrocraft.trl.extra import join_extra_rollouts
+from entrocraft.trl.in_loss import LossDecision
 from entrocraft.trl.options import apply_settings, check_loss, with_options
 from entrocraft.trl.tokens import TokenHook
 
@@ -50,6 +52,7 @@ class EntropyControlMixin(_Trainer):
     entropy_control: Method | None = None
     last_decision: Decision | None = None
     _tokens: TokenHook | None = None
+    _in_loss: LossDecision | None = None
     _remeasuring: Remeasuring | None = None
     _rollout_rewards: Tensor | None = None
 
@@ -78,6 +81,8 @@ class EntropyControlMixin(_Trainer):
             self.add_callback(self._remeasuring)
         if method.token_scope or method.uses_bonus:
             self._tokens = TokenHook(self, method)
+        if method.decides_in_parts and LossDecision.possible(self):
+            self._in_loss = LossDecision(self._decided)
         self.add_callback(EntropyControlState.of(method))
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -87,12 +92,17 @@ class EntropyControlMixin(_Trainer):
                 return self._signals.record(compute, args, kwargs)
             if self._tokens is not None and self._tokens.inside:
                 return self._tokens.forward(compute, args, kwargs)
+            if self._in_loss is not None and self._in_loss.inside:
+                return self._in_loss.forward(partial(self._signals.score, compute, args, kwargs))
         return compute(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
-        if self._tokens is None or not self.model.training:
+        hook: Any = self._tokens
+        if self._in_loss is not None and self._in_loss.waits_for(inputs):
+            hook = self._in_loss
+        if hook is None or not self.model.training:
             return super()._compute_loss(model, inputs)
-        return self._tokens.loss(super()._compute_loss, model, inputs)
+        return hook.loss(super()._compute_loss, model, inputs)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         per_function = super()._calculate_rewards(*args, **kwargs)
@@ -123,18 +133,28 @@ class EntropyControlMixin(_Trainer):
 
     def _decide_on(self, output: dict[str, Any]) -> None:
         """Let the method decide on this generation batch and put its advantages into `output`."""
-        batch = GenerationBatch(self, output, self._signals, self._rollout_rewards)
-        decision = run_decision(batch)
+        signals = self._signals.heard(output)
+        later = signals is None and self._in_loss is not None
+        if signals is None and not later:
+            signals = self._signals.ask(output)
+        batch = GenerationBatch(self, output, self._signals, signals, self._rollout_rewards)
+        if later:
+            assert self._in_loss is not None
+            self._in_loss.begin(batch)
+        else:
+            self._decided(batch, run_decision(batch))
+
+    def _decided(self, batch: GenerationBatch, decision: Decision | None) -> None:
         if decision is None:
             # every completion was cut short and masked: nothing to measure or to train on;
             # token-level methods leave a batch alone that carries no mark of theirs
-            rows = len(output["advantages"]) * self.accelerator.num_processes
+            rows = len(batch.mask) * self.accelerator.num_processes
             self._log_kept([True] * rows)
             return
         self.last_decision = decision
         apply_settings(self, decision.settings)
         if self._tokens is not None:
-            self._tokens.decided(output, batch.signals)
+            self._tokens.decided(batch.output, batch.signals)
         if self._remeasuring is not None:
             self._remeasuring.remember(batch)
         self._log_kept((decision.weights != 0).tolist())

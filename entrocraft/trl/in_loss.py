@@ -1,0 +1,135 @@
+"""Decisions inside TRL's loss: no pass over a batch but the one that trains on it.
+
+On-policy with one update a batch, TRL scores completions for the first time in the loss itself. The
+pressure is then chosen before, from the batch before; each micro-batch is scored by the loss's own
+forward pass, its rollouts are drawn, and the loss goes on with the advantages of those that are
+kept. After the last micro-batch, and before the optimizer's step, the processes exchange their sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entrocraft.adapter import gather_stats
+from entrocraft.method import Decision
+from entrocraft.rollouts import RolloutStats
+from entrocraft.trl.adapter import GenerationBatch, Signals
+
+__all__ = ["LossDecision"]
+
+_ROW = "entrocraft_row"
+
+
+class LossDecision:
+    """Decides on a generation batch micro-batch by micro-batch, inside TRL's loss.
+
+    Args:
+        finished: called with each batch and the decision on it; None where no response token was
+            left.
+    """
+
+    def __init__(self, finished: Callable[[GenerationBatch, Decision | None], None]) -> None:
+        self._finished = finished
+        self._batch: GenerationBatch | None = None
+        self._inputs: dict[str, Any] | None = None
+
+    @staticmethod
+    def possible(trainer: Any) -> bool:
+        """Whether the loss sees each rollout once, before the optimizer's step, token by token."""
+        args = trainer.args
+        one_update = args.steps_per_generation <= args.gradient_accumulation_steps
+        once = one_update and trainer.num_iterations == 1
+        return once and hasattr(trainer, "loss_type") and not args.use_liger_kernel
+
+    def begin(self, batch: GenerationBatch) -> None:
+        """Take a batch that was not scored; what TRL cuts up next is its `output`."""
+        batch.output["advantages"] = batch.exact_advantages()
+        batch.output[_ROW] = torch.arange(len(batch.mask), device=batch.mask.device)
+        # a copy: TRL empties the dictionary that it cuts up
+        batch.output = dict(batch.output)
+        self._batch = batch
+        self._chosen = batch.method.begin(batch.step_info())
+        empty = batch.mask.new_zeros(batch.mask.shape, dtype=torch.float32)
+        batch.signals = Signals(empty, empty.clone())
+        self._parts: list[tuple[Tensor, RolloutStats, Tensor]] = []
+        self._error: ValueError | None = None
+
+    def loss(self, compute: Callable[..., Tensor], model: Any, inputs: dict[str, Any]) -> Tensor:
+        """TRL's loss `compute(model, inputs)` on rollouts that are decided on within it."""
+        self._inputs = dict(inputs)
+        loss = compute(model, self._inputs)
+        if self._inputs is not None:
+            self._inputs = None
+            raise RuntimeError(
+                "the loss of this trainer does not score tokens by TRL's own method, so nothing "
+                "could be decided inside it; give EntropyController(..., extra_pass=True)"
+            )
+        return loss
+
+    @property
+    def inside(self) -> bool:
+        """Whether TRL is computing a loss now and has not asked for log-probabilities yet."""
+        return self._inputs is not None
+
+    def waits_for(self, inputs: dict[str, Any]) -> bool:
+        """Whether these are rollouts of a batch that is being decided on."""
+        return self._batch is not None and _ROW in inputs
+
+    def forward(self, score: Callable[[], tuple[Any, Tensor | None]]) -> Any:
+        """TRL's log-prob pass inside the loss; puts advantages where it will read them.
+
+        Args:
+            score: makes the pass; returns what TRL expects and the tokens' sensitivity.
+        """
+        inputs, self._inputs = self._inputs, None
+        batch = self._batch
+        assert inputs is not None and batch is not None
+        out, sensitivity = score()
+        rows, before = inputs[_ROW], inputs["advantages"]
+        now = Signals(out[0].detach(), out[1].detach(), sensitivity)
+        width = now.logprobs.shape[1]
+        batch.signals.logprobs[rows, :width] = now.logprobs.float()
+        batch.signals.entropies[rows, :width] = now.entropies.float()
+        try:
+            stats = batch.part(inputs, now, rows)
+            # the number of a part over all processes is its own source of chance
+            number = batch.processes.index + batch.processes.count * len(self._parts)
+            weights, advantages = batch.method.decide_part(stats, self._chosen, number)
+        except ValueError as error:  # every process stops together, before the optimizer's step
+            self._error = self._error or error
+            weights, advantages = torch.zeros(len(rows)), torch.zeros(len(rows))
+            stats = RolloutStats(*(torch.zeros(len(rows), dtype=torch.float64) for _ in range(4)))
+        inputs["advantages"] = advantages.to(before.device, before.dtype)
+        batch.output["advantages"][rows] = inputs["advantages"]
+        self._parts.append((rows.cpu(), stats, weights))
+        if sum(len(part) for part, _, _ in self._parts) >= len(batch.mask):
+            self._finish(batch)
+        return out
+
+    def _finish(self, batch: GenerationBatch) -> None:
+        self._batch = None
+        batch.processes.together(self._raise)
+        order = torch.cat([rows for rows, _, _ in self._parts]).argsort()
+        columns = {}
+        for name in (field.name for field in fields(RolloutStats)):
+            values = [getattr(stats, name) for _, stats, _ in self._parts]
+            if torch.is_tensor(values[0]):
+                columns[name] = torch.cat(values)[order]
+        local = RolloutStats(**columns)
+        weights = torch.cat([weights for _, _, weights in self._parts])[order]
+        stats = batch.complete(gather_stats(batch.processes, local))
+        weights = batch.processes.gather(weights)
+        decision = None
+        if stats.total_tokens > 0:
+            decision = batch.method.finish(stats, batch.step_info(), self._chosen, weights)
+            batch.log(decision.metrics)
+        self._finished(batch, decision)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
