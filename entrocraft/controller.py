@@ -16,22 +16,10 @@ from entrocraft.effects import LEVELS, BatchMeans, rollout_effects
 from entrocraft.feedback import FeedbackSettings, Pressure, Situation, TargetError
 from entrocraft.feedback.filter import EntropyFilter
 from entrocraft.feedback.saturation import SaturationMonitor
-from entrocraft.method import (
-    Decision,
-    EntropyControlWarning,
-    Method,
-    measured_metrics,
-    read_batch,
-)
+from entrocraft.method import Decision, EntropyControlWarning, Method, measured_metrics, read_batch
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
-from entrocraft.selection import (
-    Response,
-    Selection,
-    SelectionSettings,
-    get_rule,
-    rule_input,
-    systematic_draw,
-)
+from entrocraft.selection import Response, Selection, SelectionSettings, get_rule, rule_input
+from entrocraft.selection.sampling import systematic_draw
 
 __all__ = ["ControllerState", "EntropyController", "PressureAndScale"]
 
@@ -47,14 +35,14 @@ class ControllerState:
         decisions: batches decided on; the draw depends on it.
         initial: first measured entropy, nats per token; None before the first batch.
         scale: slow average of the effects' mean size.
-        feedback: memory of the feedback; None if it has none.
+        feedback: memory of the feedback: an `EntropyFilter`, or None if it has none.
         monitor: what the saturation monitor has seen and said.
     """
 
     decisions: int = 0
     initial: float | None = None
     scale: float = 0.0
-    feedback: EntropyFilter | None = None
+    feedback: Any = None
     monitor: SaturationMonitor = field(default_factory=SaturationMonitor)
 
 
@@ -88,9 +76,8 @@ class EntropyController(Method):
         effect: effect level, one of `effects.LEVELS`; None takes the rule's own.
         feedback: how target and measurement become pressure.
         selection: how pressure becomes weights.
-        remeasure: share of the prompts that are scored once more after the batch's update, to know
-            how far it moved the entropy without the noise of new prompts; None takes all of
-            them with the rule tilt, else none.
+        remeasure: share of the prompts that are scored once more after an update, to know how far
+            it moved the entropy; None takes all of them with the rule tilt, else none.
         seed: of the controller's own generator; the global one is never touched.
 
     Raises:
@@ -159,15 +146,7 @@ class EntropyController(Method):
     def update(
         self, state: ControllerState, stats: RolloutStats, step: StepInfo
     ) -> tuple[Decision, ControllerState]:
-        """Decide on one batch, as a pure function: nothing of the controller changes.
-
-        Args:
-            state: before the batch.
-            stats: rollouts of the batch, of all ranks.
-            step: the batch's position in the run.
-
-        Returns:
-            The decision, and the state after it.
+        """Decide on the rollouts of all ranks, as a pure function; return the state after it too.
 
         Raises:
             ValueError: a batch or a target that makes no sense.
@@ -181,7 +160,8 @@ class EntropyController(Method):
             return Decision(ones, ones.clone(), stats.advantages.clone(), metrics, useful), after
         chosen, response, memory, planned = self._choose(state, stats, step, metrics)
         selection, active = response.select(chosen.pressure.value)
-        weights = self._draw(state, selection.probabilities, response.given.effects)
+        probabilities = selection.probabilities
+        weights = self._draw(state, probabilities, response.given.effects)
         joining = response.joining
         counted = active if joining is None else active & ~joining
         metrics |= planned | _outcome(chosen.pressure, weights, counted)
@@ -196,14 +176,8 @@ class EntropyController(Method):
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         useful = int((active & (weights > 0)).sum())
         monitor, texts = state.monitor.check(metrics, useful, self._remedies())
-        decision = Decision(
-            weights,
-            selection.probabilities,
-            selection.advantages * weights,
-            metrics,
-            useful,
-            warnings=texts,
-        )
+        advantages = selection.advantages * weights
+        decision = Decision(weights, probabilities, advantages, metrics, useful, warnings=texts)
         return decision, replace(after, scale=chosen.scale, feedback=memory, monitor=monitor)
 
     def choose_pressure(
@@ -219,9 +193,7 @@ class EntropyController(Method):
         return chosen, replace(state, scale=chosen.scale, feedback=memory)
 
     def select(self, stats: RolloutStats, chosen: PressureAndScale) -> Selection:
-        """Second half of `update`: keep probabilities of any rollouts under a chosen pressure.
-
-        What it says of a rollout depends on that rollout alone, so a batch may come in parts.
+        """Second half of `update`: keep probabilities of the batch or of any part of it.
 
         Raises:
             ValueError: a controller that only observes.
@@ -244,11 +216,7 @@ class EntropyController(Method):
         return metrics, state
 
     def _choose(
-        self,
-        state: ControllerState,
-        stats: RolloutStats,
-        step: StepInfo,
-        metrics: dict[str, float],
+        self, state: ControllerState, stats: RolloutStats, step: StepInfo, metrics: dict[str, float]
     ) -> tuple[PressureAndScale, Response, EntropyFilter | None, dict[str, float]]:
         """Ask the feedback for the pressure of a batch."""
         if self.rule is None:
@@ -316,8 +284,8 @@ class EntropyController(Method):
         """Take back what `state_dict` gave.
 
         Raises:
-            ValueError: not a state of this class, or of another rule, or one whose start makes
-                the schedule impossible; nothing changed.
+            ValueError: no state of this class and rule, or one whose start makes the schedule
+                impossible; nothing changed.
         """
         version = state.get("version") if isinstance(state, dict) else None
         if version not in (2, _VERSION):
@@ -331,10 +299,8 @@ class EntropyController(Method):
         except TargetError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ValueError(
-                f"the checkpoint's state does not fit {self!r} ({error!r}); resume with the rule "
-                "that wrote it"
-            ) from error
+            message = f"the checkpoint's state does not fit {self!r} ({error!r})"
+            raise ValueError(f"{message}; resume with the rule that wrote it") from error
         written, settings = state.get("settings"), self._settings()
         message = ""
         if version == 2:

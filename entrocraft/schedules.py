@@ -45,10 +45,7 @@ _LONGEST_TEXT = 20_000
 
 @dataclass(frozen=True)
 class Level:
-    """An entropy level in nats per token: ``scale * initial + offset``.
-
-    ``initial`` is the entropy of the first rollout batch; ``scale == 0`` is a plain number.
-    """
+    """An entropy level in nats per token: ``scale * initial + offset``; a number if scale is 0."""
 
     scale: float
     offset: float
@@ -305,10 +302,9 @@ def _parse_level(node: ast.expr) -> Level:
         return Level(-inner.scale, -inner.offset)
     if isinstance(node, ast.BinOp):
         left, right = _parse_level(node.left), _parse_level(node.right)
-        if isinstance(node.op, ast.Add):
-            return Level(left.scale + right.scale, left.offset + right.offset)
-        if isinstance(node.op, ast.Sub):
-            return Level(left.scale - right.scale, left.offset - right.offset)
+        if isinstance(node.op, (ast.Add, ast.Sub)):
+            sign = 1 if isinstance(node.op, ast.Add) else -1
+            return Level(left.scale + sign * right.scale, left.offset + sign * right.offset)
         if isinstance(node.op, ast.Mult) and (left.scale == 0 or right.scale == 0):
             number, other = (left, right) if left.scale == 0 else (right, left)
             return Level(number.offset * other.scale, number.offset * other.offset)

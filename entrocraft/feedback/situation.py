@@ -1,16 +1,14 @@
-"""Feedback: the base class of the loops, what they see of a batch, and the pressure they choose."""
+"""Input and output of a feedback: what it sees of a batch, and the pressure it chooses."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from entrocraft.feedback.filter import EntropyFilter
 from entrocraft.rollouts.step import StepInfo
 
-__all__ = ["Feedback", "Pressure", "Situation"]
+__all__ = ["Pressure", "Situation"]
 
 
 @dataclass(frozen=True)
@@ -45,17 +43,3 @@ class Pressure:
     value: float
     saturated: bool = False
     shortfall: float = 0.0
-
-
-class Feedback(ABC):
-    """A loop from entropies (nats per token) to pressure; the controller keeps its memory."""
-
-    limit: float
-
-    def start(self) -> EntropyFilter | None:
-        """Return the memory before the first batch; None if the loop has none."""
-        return None
-
-    @abstractmethod
-    def choose(self, memory: Any, situation: Situation) -> tuple[Pressure, Any, dict[str, float]]:
-        """Take one measurement; return the pressure for its batch, the memory, numbers to log."""

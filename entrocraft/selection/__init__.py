@@ -2,7 +2,6 @@
 
 from entrocraft.selection.response import Response, rule_input
 from entrocraft.selection.rules import RULES, RuleInput, Selection, SelectionSettings, get_rule
-from entrocraft.selection.sampling import systematic_draw
 
 __all__ = [
     "RULES",
@@ -12,5 +11,4 @@ __all__ = [
     "SelectionSettings",
     "get_rule",
     "rule_input",
-    "systematic_draw",
 ]

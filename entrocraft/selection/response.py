@@ -55,8 +55,7 @@ class Response:
     """What a rule can choose from in one batch, and what each pressure is expected to do.
 
     Attributes:
-        rule: the rejection rule.
-        given: what it looks at.
+        rule, given: the rejection rule, and what it looks at.
         unit: (B,), effect of an advantage of 1 over all optimizer steps of the batch.
         tokens: (B,), response tokens.
         limit: largest pressure.
@@ -104,17 +103,13 @@ class Response:
         return pressures, torch.tensor(sums, dtype=torch.float64)
 
     def solve(self, gains: tuple[float, float], wanted: float) -> tuple[float, float]:
-        """Pressure at which the kept effects times the gains sum to `wanted`, and what it gives.
+        """Smallest pressure whose kept effects, times the gains, sum to `wanted` nats per token.
 
-        Between the pressures of a grid, the straight line.
-
-        Args:
-            gains: nats per unit of effect, of positive and of negative advantages.
-            wanted: nats per token.
+        Between the pressures of a grid, the straight line. `gains` are nats per unit of effect, of
+        positive and of negative advantages.
 
         Returns:
-            (pressure, nats): the smallest pressure that gives `wanted`, or the limit and what it
-            gives if `wanted` is out of reach.
+            (pressure, wanted), or the limit and what it gives if `wanted` is out of reach.
         """
         pressures, sums = self._grid
         nats = sums @ torch.tensor(gains, dtype=torch.float64)
