@@ -84,11 +84,11 @@ class _Curve:
 
     def __call__(self, step: float) -> float:
         step = _since_start(step)
-        segment = sum(step > end for end, _ in self.points[1:-1])
+        segment = sum(step > inner for inner, _ in self.points[1:-1])
         ends = self.points[segment : segment + 2]
-        first, last = (level.value(self.initial) for _, level in (ends[0], ends[-1]))
-        width = ends[-1][0] - ends[0][0]
-        progress = min(max(step - ends[0][0], 0.0) / width, 1.0) if width else 1.0
+        (begin, start), (end, stop) = ends[0], ends[-1]
+        first, last = start.value(self.initial), stop.value(self.initial)
+        progress = min(max(step - begin, 0.0) / (end - begin), 1.0) if end > begin else 1.0
         if self.kind == "exponential":
             if first <= 0 or last <= 0:
                 raise ValueError(
