@@ -327,7 +327,8 @@ def _level(level: float | str | Level) -> Level:
         parsed = Level(0.0, _finite(level))
     if parsed.scale == 0 and parsed.offset < 0:
         raise ValueError(
-            f"a target of {parsed} nats per token cannot be reached: entropy is never negative"
+            f"entropy is never negative: a target of {parsed} nats per token cannot be reached; "
+            "choose a level of at least 0"
         )
     return parsed
 
