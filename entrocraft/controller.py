@@ -9,20 +9,17 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from entrocraft import schedules
 from entrocraft.effects import LEVELS, BatchMeans, rollout_effects
 from entrocraft.feedback import FeedbackSettings, Pressure, Situation, TargetError
+from entrocraft.feedback.filter import EntropyFilter
 from entrocraft.feedback.saturation import SaturationMonitor
-from entrocraft.method import (
-    Decision,
-    EntropyControlWarning,
-    Method,
-    measured_metrics,
-    read_batch,
-)
+from entrocraft.method import Decision, EntropyControlWarning, Method, measured_metrics, read_batch
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
 from entrocraft.selection import Response, Selection, SelectionSettings, get_rule, rule_input
+from entrocraft.selection.sampling import systematic_draw
 
 __all__ = ["ControllerState", "EntropyController", "PressureAndScale"]
 
@@ -38,7 +35,7 @@ class ControllerState:
         decisions: batches decided on; the draw depends on it.
         initial: first measured entropy, nats per token; None before the first batch.
         scale: slow average of the effects' mean size.
-        feedback: state of the feedback.
+        feedback: memory of the feedback: an `EntropyFilter`, or None if it has none.
         monitor: what the saturation monitor has seen and said.
     """
 
@@ -79,9 +76,8 @@ class EntropyController(Method):
         effect: effect level, one of `effects.LEVELS`; None takes the rule's own.
         feedback: how target and measurement become pressure.
         selection: how pressure becomes weights.
-        remeasure: share of the prompts that are scored once more after the batch's update, to know
-            how far it moved the entropy without the noise of new prompts; None takes all of
-            them with the rule tilt, else none.
+        remeasure: share of the prompts that are scored once more after an update, to know how far
+            it moved the entropy; None takes all of them with the rule tilt, else none.
         seed: of the controller's own generator; the global one is never touched.
 
     Raises:
@@ -113,11 +109,11 @@ class EntropyController(Method):
             raise ValueError(f"unknown effect level {effect!r}; choose one of {', '.join(LEVELS)}")
         deadband = self.rule is not None and self.rule.deadband
         self.feedback = self.feedback_settings.build(deadband)
-        plans = self.rule is not None and not deadband
-        share = (1.0 if plans else 0.0) if remeasure is None else remeasure
-        self.remeasure = float(share) if isinstance(share, (int, float)) else math.nan
-        if not 0 <= self.remeasure <= 1:
+        if remeasure is None:
+            remeasure = float(self.rule is not None and not deadband)
+        if not (isinstance(remeasure, (int, float)) and 0 <= remeasure <= 1):
             raise ValueError(f"remeasure is a share of the prompts, 0 to 1, got {remeasure}")
+        self.remeasure = float(remeasure)
         self.seed = int(seed)
         self.state = ControllerState(feedback=self.feedback.start())
 
@@ -150,54 +146,39 @@ class EntropyController(Method):
     def update(
         self, state: ControllerState, stats: RolloutStats, step: StepInfo
     ) -> tuple[Decision, ControllerState]:
-        """Decide on one batch, as a pure function: nothing of the controller changes.
-
-        Args:
-            state: before the batch.
-            stats: rollouts of the batch, of all ranks.
-            step: the batch's position in the run.
-
-        Returns:
-            The decision, and the state after it.
+        """Decide on the rollouts of all ranks, as a pure function; return the state after it too.
 
         Raises:
             ValueError: a batch or a target that makes no sense.
         """
-        metrics = measured_metrics(stats)
-        if state.initial is None:
-            state = replace(state, initial=metrics["entropy/measured"])
-            self._target.check(state.initial)
-        if (target := self._target.at(step.step, state.initial)) is not None:
-            metrics["entropy/target"] = target
+        metrics, state = self._measured(state, stats, step)
+        after = replace(state, decisions=state.decisions + 1)
         if self.rule is None:
-            return self._observed(state, stats, metrics)
-        chosen, response, state, planned = self._choose(state, stats, step, metrics)
-        pressure = chosen.pressure
-        selection, active = response.select(pressure.value)
-        weights = self._weights(state, response, selection, active)
+            ones = torch.ones(len(stats), dtype=torch.float64)
+            metrics |= _outcome(Pressure(0.0), ones, stats.active)
+            useful = int(stats.active.sum())
+            return Decision(ones, ones.clone(), stats.advantages.clone(), metrics, useful), after
+        chosen, response, memory, planned = self._choose(state, stats, step, metrics)
+        selection, active = response.select(chosen.pressure.value)
+        probabilities = selection.probabilities
+        weights = self._draw(state, probabilities, response.given.effects)
         joining = response.joining
         counted = active if joining is None else active & ~joining
-        metrics |= planned | _outcome(pressure.value, weights, counted, pressure.saturated)
-        metrics["entropy/shortfall"] = pressure.shortfall
+        metrics |= planned | _outcome(chosen.pressure, weights, counted)
+        metrics["entropy/shortfall"] = chosen.pressure.shortfall
         if joining is not None:
             metrics["entropy/constant_reward_used"] = float((joining & (weights > 0)).sum())
-        kept = response.kept(selection, weights)
-        effects = float(kept[0].sum()), float(kept[1].sum())
-        after, applied = self.feedback.applied(state.feedback, effects, float(kept.norm()), step)
-        metrics |= applied
+        if memory is not None:
+            kept = response.kept(selection, weights)
+            effects = float(kept[0].sum()), float(kept[1].sum())
+            metrics |= memory.report(effects, step)
+            memory = memory.predict(effects, float(kept.norm()), step)
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         useful = int((active & (weights > 0)).sum())
         monitor, texts = state.monitor.check(metrics, useful, self._remedies())
-        decision = Decision(
-            weights,
-            selection.probabilities,
-            selection.advantages * weights,
-            metrics,
-            useful,
-            warnings=texts,
-        )
-        decisions = state.decisions + 1
-        return decision, replace(state, decisions=decisions, feedback=after, monitor=monitor)
+        advantages = selection.advantages * weights
+        decision = Decision(weights, probabilities, advantages, metrics, useful, warnings=texts)
+        return decision, replace(after, scale=chosen.scale, feedback=memory, monitor=monitor)
 
     def choose_pressure(
         self, state: ControllerState, stats: RolloutStats, step: StepInfo
@@ -207,16 +188,12 @@ class EntropyController(Method):
         Raises:
             ValueError: a controller that only observes, or a batch that makes no sense.
         """
-        metrics = measured_metrics(stats)
-        if state.initial is None:
-            state = replace(state, initial=metrics["entropy/measured"])
-        chosen, _, state, _ = self._choose(state, stats, step, metrics)
-        return chosen, state
+        metrics, state = self._measured(state, stats, step)
+        chosen, _, memory, _ = self._choose(state, stats, step, metrics)
+        return chosen, replace(state, scale=chosen.scale, feedback=memory)
 
     def select(self, stats: RolloutStats, chosen: PressureAndScale) -> Selection:
-        """Second half of `update`: keep probabilities of any rollouts under a chosen pressure.
-
-        What it says of a rollout depends on that rollout alone, so a batch may come in parts.
+        """Second half of `update`: keep probabilities of the batch or of any part of it.
 
         Raises:
             ValueError: a controller that only observes.
@@ -226,13 +203,21 @@ class EntropyController(Method):
         given = rule_input(stats, self._effect, chosen.scale, self.selection, chosen.means)
         return self.rule.select(given, chosen.pressure.value)
 
+    def _measured(
+        self, state: ControllerState, stats: RolloutStats, step: StepInfo
+    ) -> tuple[dict[str, float], ControllerState]:
+        """Measured entropy and target; the state knows the run's initial entropy."""
+        metrics = measured_metrics(stats)
+        if state.initial is None:
+            state = replace(state, initial=metrics["entropy/measured"])
+            self._target.check(state.initial)
+        if (target := self._target.at(step.step, state.initial)) is not None:
+            metrics["entropy/target"] = target
+        return metrics, state
+
     def _choose(
-        self,
-        state: ControllerState,
-        stats: RolloutStats,
-        step: StepInfo,
-        metrics: dict[str, float],
-    ) -> tuple[PressureAndScale, Response, ControllerState, dict[str, float]]:
+        self, state: ControllerState, stats: RolloutStats, step: StepInfo, metrics: dict[str, float]
+    ) -> tuple[PressureAndScale, Response, EntropyFilter | None, dict[str, float]]:
         """Ask the feedback for the pressure of a batch."""
         if self.rule is None:
             raise ValueError("rule=None only observes: there is no pressure to choose")
@@ -241,14 +226,8 @@ class EntropyController(Method):
         scale = _followed(state.scale, stats, given.effects)
         ones = replace(stats, advantages=torch.ones_like(stats.advantages))
         unit = step.optimizer_steps * rollout_effects(ones, self._effect, means)
-        response = Response(
-            self.rule,
-            replace(given, scale=scale),
-            self.selection,
-            unit,
-            stats.tokens,
-            self.feedback.limit,
-        )
+        given = replace(given, scale=scale)
+        response = Response(self.rule, given, unit, stats.tokens, self.feedback.limit)
 
         def ahead(steps: int) -> float:
             target = self._target.ahead(step.step, steps, state.initial)
@@ -258,44 +237,28 @@ class EntropyController(Method):
         stderr = metrics.get("entropy/measured_stderr", math.inf)
         situation = Situation(metrics["entropy/measured"], stderr, ahead, step, response)
         pressure, memory, planned = self.feedback.choose(state.feedback, situation)
-        chosen = PressureAndScale(pressure, scale, means)
-        return chosen, response, replace(state, scale=scale, feedback=memory), planned
+        return PressureAndScale(pressure, scale, means), response, memory, planned
 
-    def _observed(
-        self, state: ControllerState, stats: RolloutStats, metrics: dict[str, float]
-    ) -> tuple[Decision, ControllerState]:
-        """Keep every rollout as it is."""
-        ones = torch.ones(len(stats), dtype=torch.float64)
-        metrics |= _outcome(0.0, ones, stats.active, saturated=False)
-        useful = int(stats.active.sum())
-        decision = Decision(ones, ones.clone(), stats.advantages.clone(), metrics, useful)
-        return decision, replace(state, decisions=state.decisions + 1)
-
-    def _weights(
-        self,
-        state: ControllerState,
-        response: Response,
-        selection: Selection,
-        active: torch.Tensor,
-    ) -> torch.Tensor:
-        """Draw the rollouts that are kept, or weigh them: (B,)."""
+    def _draw(self, state: ControllerState, probabilities: Tensor, effects: Tensor) -> Tensor:
+        """Draw the rollouts that are kept: (B,) float64, 0 or 1."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + state.decisions) % 2**63)
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
         # ordered by effect, the draw is balanced in every range of effects: its sum stays on plan
-        order = torch.argsort(response.given.effects, stable=True)
-        return self.selection.weights(selection.probabilities, active, order, uniform)
+        order = torch.argsort(effects, stable=True)
+        return systematic_draw(probabilities, uniform, order).double()
 
     def post_update(self, change: float, stderr: float, trained: bool = True) -> None:
         """Take the measured change of the entropy by the last update; see `Method.post_update`."""
-        memory = self.feedback.post_update(self.state.feedback, change, stderr, trained)
-        self.state = replace(self.state, feedback=memory)
+        if (memory := self.state.feedback) is not None:
+            memory = memory.update_change(change, stderr, trained)
+            self.state = replace(self.state, feedback=memory)
 
     def _remedies(self) -> list[str]:
         """What a user can change where rejection is at its limit."""
         remedies = ["make it slower", "give more rollouts per batch", "raise the learning rate"]
         if self.rule is not None and self.rule.deadband:
-            return [*remedies, "use rule='tilt'"]
-        if not self.selection.constant_reward_groups:
+            remedies.append("use rule='tilt'")
+        elif not self.selection.constant_reward_groups:
             remedies.append(
                 "let all-correct and all-wrong groups join "
                 "(selection=SelectionSettings(constant_reward_groups=True))"
@@ -313,7 +276,7 @@ class EntropyController(Method):
             "decisions": state.decisions,
             "initial": state.initial,
             "scale": state.scale,
-            "feedback": self.feedback.state_dict(state.feedback),
+            "feedback": {} if state.feedback is None else state.feedback.state_dict(),
             "monitor": {**asdict(state.monitor), "warned": list(state.monitor.warned)},
         }
 
@@ -321,8 +284,8 @@ class EntropyController(Method):
         """Take back what `state_dict` gave.
 
         Raises:
-            ValueError: not a state of this class, or of another rule, or one whose start makes
-                the schedule impossible; nothing changed.
+            ValueError: no state of this class and rule, or one whose start makes the schedule
+                impossible; nothing changed.
         """
         version = state.get("version") if isinstance(state, dict) else None
         if version not in (2, _VERSION):
@@ -336,25 +299,22 @@ class EntropyController(Method):
         except TargetError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ValueError(
-                f"the checkpoint's state does not fit {self!r} ({error!r}); resume with the rule "
-                "that wrote it"
-            ) from error
+            message = f"the checkpoint's state does not fit {self!r} ({error!r})"
+            raise ValueError(f"{message}; resume with the rule that wrote it") from error
+        written, settings = state.get("settings"), self._settings()
+        message = ""
         if version == 2:
             message = "the checkpoint is of entrocraft 0.1.0; its state is read for one release"
-            if f"effect={self._effect!r}" not in str(state.get("settings")):
+            if f"effect={self._effect!r}" not in str(written):
                 message += (
                     f"; it was written at another effect level than {self._effect!r}, whose scale "
-                    "and gains have another unit: give the old level by effect='...' (the default "
-                    "was 'logit')"
+                    "and gains have another unit: give effect='...' (the default was 'logit')"
                 )
-        elif state.get("settings") != self._settings():
+        elif written != settings:
             message = (
-                f"the checkpoint's controller was {state.get('settings')}, this one is "
-                f"{self._settings()}; its state is used with the new settings"
+                f"the checkpoint's controller was {written}, this one is {settings}; its state is "
+                "used with the new settings"
             )
-        else:
-            message = ""
         if message:
             warnings.warn(message, EntropyControlWarning, stacklevel=2)
         self.state = found
@@ -365,26 +325,22 @@ class EntropyController(Method):
         initial = None if initial is None else float(initial)
         if not (0 <= scale < math.inf) or not (initial is None or math.isfinite(initial)):
             raise ValueError(f"scale {scale} and initial {initial} must be finite")
-        monitor, decisions = state["monitor"], int(state["decisions"])
-        if decisions < 0 or not isinstance(monitor["warned"], (list, tuple)):
-            raise ValueError(f"{decisions} decisions and warnings {monitor['warned']!r}")
+        decisions, monitor, memory = int(state["decisions"]), state["monitor"], state["feedback"]
+        in_a_row, warned = int(monitor["saturated_in_a_row"]), monitor["warned"]
+        if decisions < 0 or not isinstance(warned, (list, tuple)):
+            raise ValueError(f"{decisions} decisions and warnings {warned!r}")
         return ControllerState(
-            decisions=decisions,
-            initial=initial,
-            scale=scale,
-            feedback=self.feedback.load_state(state["feedback"]),
-            monitor=SaturationMonitor(
-                int(monitor["saturated_in_a_row"]), tuple(map(str, monitor["warned"]))
-            ),
+            decisions,
+            initial,
+            scale,
+            None if self.feedback.start() is None else EntropyFilter.from_state_dict(memory),
+            SaturationMonitor(in_a_row, tuple(map(str, warned))),
         )
 
     def _settings(self) -> str:
         """Return repr without addresses: those of plain functions change from run to run."""
-        settings = (
-            f"{self!r} with {self.feedback_settings!r}, {self.selection!r}, "
-            f"remeasure={self.remeasure}"
-        )
-        return re.sub(r" at 0x[0-9a-fA-F]+", "", settings)
+        sections = f"{self.feedback_settings!r}, {self.selection!r}, remeasure={self.remeasure}"
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{self!r} with {sections}")
 
 
 def _of_version_2(state: dict[str, Any]) -> dict[str, Any]:
@@ -394,7 +350,7 @@ def _of_version_2(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, **renamed, "monitor": monitor}
 
 
-def _followed(scale: float, stats: RolloutStats, effects: torch.Tensor) -> float:
+def _followed(scale: float, stats: RolloutStats, effects: Tensor) -> float:
     """Slow average of the mean size of the effects of active, or else of joining, rollouts."""
     counted = effects[stats.active] if bool(stats.active.any()) else effects[effects != 0]
     size = float(counted.abs().mean()) if len(counted) else 0.0
@@ -404,14 +360,12 @@ def _followed(scale: float, stats: RolloutStats, effects: torch.Tensor) -> float
     return memory * scale + (1 - memory) * size
 
 
-def _outcome(
-    pressure: float, weights: torch.Tensor, active: torch.Tensor, saturated: bool
-) -> dict[str, float]:
+def _outcome(pressure: Pressure, weights: Tensor, active: Tensor) -> dict[str, float]:
     """Return what was done with the active rollouts."""
     kept, count = int((active & (weights > 0)).sum()), int(active.sum())
     return {
-        "entropy/pressure": pressure,
+        "entropy/pressure": pressure.value,
         "entropy/kept_fraction": kept / count if count else 1.0,
-        "entropy/saturated": float(saturated),
+        "entropy/saturated": float(pressure.saturated),
         "entropy/empty": float(kept == 0),
     }

@@ -48,11 +48,7 @@ _CHUNK_ELEMENTS = 2**24
 
 
 class TokenStatistics(NamedTuple):
-    """Three numbers a token, each of the shape of the tokens.
-
-    `logprob` (nats) of the sampled token, `entropy` (nats) of its position's distribution, and
-    `sensitivity` at the logit level (nats per unit of advantage).
-    """
+    """Of each token: log-probability and entropy in nats, sensitivity per unit of advantage."""
 
     logprob: Tensor
     entropy: Tensor
@@ -73,18 +69,18 @@ def token_statistics(
 
     Args:
         states: (..., V) logits, or (..., D) hidden states when `project` maps them to logits.
-        tokens: (...) sampled token ids.
+        tokens: (...) sampled token ids; the results are float32 tensors of their shape.
         temperature: logits are divided by it, as in sampling.
         project: (n, D) -> (n, V), the language-model head; None if `states` are logits.
         chunk: positions at a time; None keeps a chunk near 16 million numbers.
 
-    Returns:
-        TokenStatistics of float32 tensors shaped like `tokens`.
+    Raises:
+        ValueError: shapes that do not fit, or a temperature or chunk that is not above 0.
     """
     if states.shape[:-1] != tokens.shape:
         raise ValueError(
-            f"states have shape {tuple(states.shape)} and tokens {tuple(tokens.shape)}; expected "
-            "one token for each position of states"
+            f"states have shape {tuple(states.shape)} and tokens {tuple(tokens.shape)}; give one "
+            "token for each position"
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
@@ -95,17 +91,15 @@ def token_statistics(
     width = states.shape[-1] if project is None else None
     start = 0
     for block in _blocks(states):
-        done = 0
-        while done < len(block):
+        while len(block):
             # the vocabulary behind `project` is known after its first position
             rows = chunk or (max(1, _CHUNK_ELEMENTS // width) if width else 1)
-            part = block[done : done + rows]
+            part, block = block[:rows], block[rows:]
             logits = part if project is None else project(part)
             width = logits.shape[-1]
-            chosen = flat_tokens[start : start + len(part)]
-            statistics = _chunk_statistics(logits.float() / temperature, chosen)
-            out[:, start : start + len(part)] = statistics
-            start, done = start + len(part), done + len(part)
+            here = slice(start, start + len(part))
+            out[:, here] = _chunk_statistics(logits.float() / temperature, flat_tokens[here])
+            start += len(part)
     return TokenStatistics(*(row.view(tokens.shape) for row in out))
 
 
@@ -136,14 +130,10 @@ def _chunk_statistics(logits: Tensor, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BatchMeans:
-    """What the effect of a rollout needs to know of its whole batch.
+    """What a part of a batch needs to be judged like the whole.
 
-    A part of a batch is judged like the whole with the whole's means.
-
-    Attributes:
-        tokens: N, response tokens.
-        weight: token mean of `RolloutStats.token_weight`.
-        logprob: token mean of the weighted log-probabilities, nats.
+    The number of response tokens N, and the token means of `RolloutStats.token_weight` and of the
+    weighted log-probabilities (nats).
     """
 
     tokens: float
@@ -159,8 +149,8 @@ class BatchMeans:
         weight = float((stats.token_weight * stats.tokens).sum()) / tokens
         if not weight > 0:
             raise ValueError(
-                f"token_weight adds up to {weight * tokens:g} over the tokens; a loss weighs some "
-                "token: give None if all count the same"
+                f"token_weight adds up to {weight * tokens:g} over the tokens, which no loss does; "
+                "give None if all count the same"
             )
         logprob = float((stats.token_weight * stats.logprob).sum()) / (tokens * weight)
         return cls(tokens, weight, logprob)
@@ -171,12 +161,8 @@ def rollout_effects(stats: RolloutStats, level: str, means: BatchMeans | None = 
 
     ``effect_j = A_j w_j / N * sum_t sensitivity_t``, N the response tokens of the batch and w_j
     what the loss puts on a token of the rollout (`RolloutStats.token_weight`), 1 on token average;
-    true up to one gain that all rollouts share.
-
-    Args:
-        stats: rollouts.
-        level: one of `LEVELS`.
-        means: of the batch that the rollouts belong to; None: they are the whole of it.
+    true up to one gain that all rollouts share. `means` are those of the batch that the rollouts
+    belong to; None: they are the whole of it.
 
     Raises:
         ValueError: an unknown level, or one that needs the batch's sensitivity and finds none.
@@ -193,8 +179,7 @@ def rollout_effects(stats: RolloutStats, level: str, means: BatchMeans | None = 
         if stats.sensitivity is None:
             raise ValueError(
                 f"effect level {level!r} needs RolloutBatch.sensitivity (B, T), see "
-                "entrocraft.effects.token_statistics; or choose effect='sampled', which needs "
-                "log-probs only"
+                "effects.token_statistics; or choose effect='sampled', which needs log-probs only"
             )
         sensitivity = stats.sensitivity
     else:

@@ -1,10 +1,8 @@
 """Target entropy as a function of the optimizer step.
 
-A schedule is a callable ``step -> nats per token``. The factories below return small frozen objects
-that print as the text they can be read back from, so that one notation serves Python, YAML and
-checkpoints.
-
-Every level may be a number or an expression relative to the first entropy that the run measures:
+A schedule is a callable ``step -> nats per token``. Those made here print as the text that they can
+be read back from: one notation serves Python, YAML and checkpoints. Plain functions of the step are
+schedules too. Every level may be a number or relative to the first entropy that the run measures:
 
 >>> schedule = linear("initial", "0.6*initial", steps=100)
 >>> schedule
@@ -12,8 +10,6 @@ linear(initial, 0.6*initial, 100)
 >>> anchored = anchor(schedule, 0.5)
 >>> [round(anchored(step), 3) for step in (0, 50, 100, 500)]
 [0.5, 0.4, 0.3, 0.3]
-
-Plain functions of the step are schedules too; a controller takes either.
 """
 
 from __future__ import annotations
@@ -21,9 +17,8 @@ from __future__ import annotations
 import ast
 import math
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Real
 from typing import Any
@@ -50,10 +45,7 @@ _LONGEST_TEXT = 20_000
 
 @dataclass(frozen=True)
 class Level:
-    """An entropy level in nats per token: ``scale * initial + offset``.
-
-    ``initial`` is the entropy of the first rollout batch; ``scale == 0`` is a plain number.
-    """
+    """An entropy level in nats per token: ``scale * initial + offset``; a number if scale is 0."""
 
     scale: float
     offset: float
@@ -68,9 +60,8 @@ class Level:
             return self.offset
         if initial is None:
             raise ValueError(
-                f"the level {self} is relative to the initial entropy, which is not known yet; a "
-                "controller measures it on its first batch, elsewhere call "
-                "schedules.anchor(schedule, initial)"
+                f"the level {self} is relative to the initial entropy, which a controller measures "
+                "on its first batch; elsewhere call schedules.anchor(schedule, initial)"
             )
         return self.scale * initial + self.offset
 
@@ -83,40 +74,25 @@ class Level:
         return text
 
 
-class _Curve(ABC):
-    """What the factories return: callable, comparable, printable; subclasses define `_at`."""
-
-    initial: float | None
-
-    def __call__(self, step: float) -> float:
-        if not math.isfinite(step):
-            raise ValueError(f"a schedule needs a finite step, got {step}")
-        return self._at(max(float(step), 0.0))
-
-    @abstractmethod
-    def _at(self, step: float) -> float: ...
-
-
 @dataclass(frozen=True, repr=False)
-class _Ramp(_Curve):
-    """From `start` to `end` over `steps`, constant afterwards; `kind` names the shape between."""
+class _Curve:
+    """Levels at growing steps, constant outside them; `kind` names the shape between two."""
 
     kind: str
-    start: Level
-    end: Level
-    steps: int
+    points: tuple[tuple[int, Level], ...]
     initial: float | None = None
 
-    def _at(self, step: float) -> float:
-        first, last = self.start.value(self.initial), self.end.value(self.initial)
-        if self.kind == "constant":
-            return first
-        progress = min(step / self.steps, 1.0)
+    def __call__(self, step: float) -> float:
+        step = _since_start(step)
+        segment = sum(step > inner for inner, _ in self.points[1:-1])
+        ends = self.points[segment : segment + 2]
+        (begin, start), (end, stop) = ends[0], ends[-1]
+        first, last = start.value(self.initial), stop.value(self.initial)
+        progress = min(max(step - begin, 0.0) / (end - begin), 1.0) if end > begin else 1.0
         if self.kind == "exponential":
             if first <= 0 or last <= 0:
                 raise ValueError(
-                    f"{self!r} needs levels above 0, got {first:g} and {last:g}; use linear or "
-                    "cosine"
+                    f"{self!r} needs levels above 0, got {first:g} and {last:g}; use linear"
                 )
             return first * (last / first) ** progress
         if self.kind == "cosine":
@@ -124,43 +100,25 @@ class _Ramp(_Curve):
         return first * (1 - progress) + last * progress
 
     def __repr__(self) -> str:
-        if self.kind == "constant":
-            return f"constant({self.start})"
-        return f"{self.kind}({self.start}, {self.end}, {self.steps})"
+        if self.kind == "piecewise":
+            return f"piecewise([{', '.join(f'({step}, {level})' for step, level in self.points)}])"
+        levels = ", ".join(str(level) for _, level in self.points)
+        length = "" if self.kind == "constant" else f", {self.points[-1][0]}"
+        return f"{self.kind}({levels}{length})"
 
 
 @dataclass(frozen=True, repr=False)
-class _Piecewise(_Curve):
-    points: tuple[tuple[int, Level], ...]
-    initial: float | None = None
-
-    def _at(self, step: float) -> float:
-        left_step, left = self.points[0]
-        for right_step, right in self.points:
-            if step <= right_step:
-                low, high = left.value(self.initial), right.value(self.initial)
-                width = right_step - left_step
-                share = 1.0 if width == 0 else max(step - left_step, 0.0) / width
-                return low * (1 - share) + high * share
-            left_step, left = right_step, right
-        return left.value(self.initial)
-
-    def __repr__(self) -> str:
-        return f"piecewise([{', '.join(f'({step}, {level})' for step, level in self.points)}])"
-
-
-@dataclass(frozen=True, repr=False)
-class _Join(_Curve):
+class _Join:
     schedules: tuple[Schedule, ...]
     boundaries: tuple[int, ...]
-    initial: float | None = None
 
-    def _at(self, step: float) -> float:
+    def __call__(self, step: float) -> float:
+        step = _since_start(step)
         index = sum(step >= boundary for boundary in self.boundaries)
         return self.schedules[index](step - (self.boundaries[index - 1] if index else 0))
 
     def __repr__(self) -> str:
-        inner = ", ".join(repr(schedule) for schedule in self.schedules)
+        inner = ", ".join(map(repr, self.schedules))
         return f"join([{inner}], [{', '.join(map(str, self.boundaries))}])"
 
 
@@ -170,7 +128,7 @@ def constant(level: float | str) -> Schedule:
     >>> constant(0.4)(1000)
     0.4
     """
-    return _Ramp("constant", _level(level), _level(level), 1)
+    return _Curve("constant", ((0, _level(level)),))
 
 
 def linear(start: float | str, end: float | str, steps: int) -> Schedule:
@@ -180,7 +138,7 @@ def linear(start: float | str, end: float | str, steps: int) -> Schedule:
     >>> [round(schedule(step), 3) for step in (0, 100, 300, 301)]
     [0.6, 0.5, 0.3, 0.3]
     """
-    return _Ramp("linear", _level(start), _level(end), _steps(steps))
+    return _ramp("linear", start, end, steps)
 
 
 def cosine(start: float | str, end: float | str, steps: int) -> Schedule:
@@ -190,7 +148,7 @@ def cosine(start: float | str, end: float | str, steps: int) -> Schedule:
     >>> [round(schedule(step), 3) for step in (0, 25, 50, 100, 200)]
     [0.6, 0.541, 0.4, 0.2, 0.2]
     """
-    return _Ramp("cosine", _level(start), _level(end), _steps(steps))
+    return _ramp("cosine", start, end, steps)
 
 
 def exponential(start: float | str, end: float | str, steps: int) -> Schedule:
@@ -200,11 +158,11 @@ def exponential(start: float | str, end: float | str, steps: int) -> Schedule:
     >>> [round(schedule(step), 3) for step in (0, 50, 100)]
     [0.8, 0.4, 0.2]
     """
-    first, last = _level(start), _level(end)
-    for level in (first, last):
+    curve = _ramp("exponential", start, end, steps)
+    for _, level in curve.points:
         if level.scale == 0 and level.offset <= 0:
             raise ValueError(f"exponential needs levels above 0, got {level}; use linear or cosine")
-    return _Ramp("exponential", first, last, _steps(steps))
+    return curve
 
 
 def piecewise(points: Sequence[tuple[int, float | str]]) -> Schedule:
@@ -222,7 +180,7 @@ def piecewise(points: Sequence[tuple[int, float | str]]) -> Schedule:
         if after <= before:
             raise ValueError(f"piecewise needs growing steps, got {before} before {after}")
     levels = [_level(level) for _, level in pairs]
-    return _Piecewise(tuple(zip(steps, levels, strict=True)))
+    return _Curve("piecewise", tuple(zip(steps, levels, strict=True)))
 
 
 def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
@@ -238,9 +196,8 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
             f"join needs one boundary fewer than schedules, got {len(schedules)} schedules and "
             f"{len(steps)} boundaries"
         )
-    for before, after in pairwise([0, *steps]):
-        if after <= before:
-            raise ValueError(f"join needs growing boundaries above 0, got {list(boundaries)}")
+    if any(after <= before for before, after in pairwise([0, *steps])):
+        raise ValueError(f"join needs growing boundaries above 0, got {list(boundaries)}")
     for schedule in schedules:
         if not callable(schedule):
             raise ValueError(f"join needs schedules, got {schedule!r}")
@@ -254,14 +211,10 @@ def is_anchored(schedule: Schedule) -> bool:
     (True, False)
     """
     if isinstance(schedule, _Join):
-        return all(is_anchored(inner) for inner in schedule.schedules)
-    if isinstance(schedule, _Ramp):
-        levels = [schedule.start, schedule.end]
-    elif isinstance(schedule, _Piecewise):
-        levels = [level for _, level in schedule.points]
-    else:
-        return True
-    return schedule.initial is not None or all(level.scale == 0 for level in levels)
+        return all(is_anchored(part) for part in schedule.schedules)
+    if isinstance(schedule, _Curve) and schedule.initial is None:
+        return all(level.scale == 0 for _, level in schedule.points)
+    return True
 
 
 def anchor(schedule: Schedule, initial: float) -> Schedule:
@@ -275,13 +228,9 @@ def anchor(schedule: Schedule, initial: float) -> Schedule:
     if not math.isfinite(initial) or initial < 0:
         raise ValueError(f"the initial entropy must be finite and at least 0 nats, got {initial}")
     if isinstance(schedule, _Join):
-        inner = tuple(anchor(part, initial) for part in schedule.schedules)
-        return _Join(inner, schedule.boundaries, initial)
-    if isinstance(schedule, _Ramp):
-        return _Ramp(schedule.kind, schedule.start, schedule.end, schedule.steps, initial)
-    if isinstance(schedule, _Piecewise):
-        return _Piecewise(schedule.points, initial)
-    return schedule
+        parts = tuple(anchor(part, initial) for part in schedule.schedules)
+        return replace(schedule, schedules=parts)
+    return replace(schedule, initial=initial) if isinstance(schedule, _Curve) else schedule
 
 
 def from_string(text: str) -> Schedule:
@@ -297,19 +246,15 @@ def from_string(text: str) -> Schedule:
     Raises:
         ValueError: the text is not one of the schedules; it is named with what can be written.
     """
-    hint = (
-        "write constant(h), linear(start, end, steps), cosine(...), exponential(...), "
-        "piecewise([(step, h), ...]) or join([...], [boundary, ...]); a level is a number, "
-        "initial, or e.g. 0.6*initial"
-    )
-    if not isinstance(text, str):
-        raise ValueError(f"not a schedule: {str(text)[:80]!r}; {hint}")
     try:
         found = _read(_parse(text))
         return found if callable(found) else constant(found)
     except _UNREADABLE as error:
-        shown = text if len(text) <= 200 else text[:200] + "..."
-        raise ValueError(f"not a schedule: {shown!r} ({str(error)[:200]}); {hint}") from error
+        raise ValueError(
+            f"not a schedule: {str(text)[:200]!r} ({str(error)[:200]}); write constant(h), "
+            "linear(start, end, steps), cosine(...), exponential(...), piecewise([(step, h), ...]) "
+            "or join([...], [boundary, ...]); a level is a number, initial, or e.g. 0.6*initial"
+        ) from error
 
 
 # what ast raises on hostile text; OverflowError is a number of 400 digits
@@ -318,8 +263,8 @@ _UNREADABLE = (SyntaxError, TypeError, ValueError, RecursionError, MemoryError, 
 
 def _parse(text: str) -> ast.expr:
     """Text to syntax tree, without evaluating anything."""
-    if len(text) > _LONGEST_TEXT:
-        raise ValueError(f"{len(text)} characters are too long, {_LONGEST_TEXT} at most")
+    if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
+        raise ValueError(f"text of at most {_LONGEST_TEXT} characters is expected")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # the error says what is wrong
         return ast.parse(text.strip(), mode="eval").body
@@ -339,12 +284,8 @@ def _read(node: ast.expr) -> Any:
 
 
 _FACTORIES: dict[str, Callable[..., Schedule]] = {
-    "constant": constant,
-    "linear": linear,
-    "cosine": cosine,
-    "exponential": exponential,
-    "piecewise": piecewise,
-    "join": join,
+    factory.__name__: factory
+    for factory in (constant, linear, cosine, exponential, piecewise, join)
 }
 
 
@@ -361,10 +302,9 @@ def _parse_level(node: ast.expr) -> Level:
         return Level(-inner.scale, -inner.offset)
     if isinstance(node, ast.BinOp):
         left, right = _parse_level(node.left), _parse_level(node.right)
-        if isinstance(node.op, ast.Add):
-            return Level(left.scale + right.scale, left.offset + right.offset)
-        if isinstance(node.op, ast.Sub):
-            return Level(left.scale - right.scale, left.offset - right.offset)
+        if isinstance(node.op, (ast.Add, ast.Sub)):
+            sign = 1 if isinstance(node.op, ast.Add) else -1
+            return Level(left.scale + sign * right.scale, left.offset + sign * right.offset)
         if isinstance(node.op, ast.Mult) and (left.scale == 0 or right.scale == 0):
             number, other = (left, right) if left.scale == 0 else (right, left)
             return Level(number.offset * other.scale, number.offset * other.offset)
@@ -380,8 +320,8 @@ def _level(level: float | str | Level) -> Level:
             parsed = _parse_level(_parse(level))
         except _UNREADABLE as error:
             raise ValueError(
-                f"{level[:80]!r} is no entropy level ({str(error)[:80]}); give a number, initial, "
-                "or e.g. 0.6*initial"
+                f"{level[:80]!r} is no entropy level ({str(error)[:80]}); "
+                "give a number, initial, or e.g. 0.6*initial"
             ) from error
     else:
         parsed = Level(0.0, _finite(level))
@@ -393,11 +333,17 @@ def _level(level: float | str | Level) -> Level:
     return parsed
 
 
-def _steps(steps: Any) -> int:
-    count = _step(steps)
+def _ramp(kind: str, start: float | str, end: float | str, steps: int) -> _Curve:
+    first, last, count = _level(start), _level(end), _step(steps)
     if count < 1:
         raise ValueError(f"a schedule needs at least 1 step, got {steps}")
-    return count
+    return _Curve(kind, ((0, first), (count, last)))
+
+
+def _since_start(step: float) -> float:
+    if not math.isfinite(step):
+        raise ValueError(f"a schedule needs a finite step, got {step}")
+    return max(float(step), 0.0)
 
 
 def _step(step: Any) -> int:

@@ -99,6 +99,18 @@ def test_a_first_choice_changes_nothing():
     assert json.dumps(steered.state_dict()) == before
 
 
+def test_measured_changes_reach_the_filter_with_their_kind():
+    steered = controller("0.9*initial")
+    steered.decide(make_batch())
+    decided = steered.state
+    for trained in (True, False):
+        steered.state = decided
+        steered.post_update(-0.002, 0.0005, trained)
+        expected = decided.feedback.update_change(-0.002, 0.0005, trained)
+        assert steered.state.feedback.state_dict() == expected.state_dict()
+        assert expected.state_dict() != decided.feedback.state_dict()
+
+
 def test_what_an_update_decides_the_batch_does_not_share():
     """Whoever writes into a decision changes neither the batch nor a later decision."""
     for rule in (*RULES, None):

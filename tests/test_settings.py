@@ -20,7 +20,7 @@ def test_the_defaults_are_the_controllers():
 
 @pytest.mark.parametrize("rule", ["tilt", "sign", "switch"])
 def test_every_setting_reaches_the_controller(rule):
-    feedback, selection = FeedbackSettings(7, 3.0, 0.2), SelectionSettings(floor=0.3, draw=False)
+    feedback, selection = FeedbackSettings(7, 3.0, 0.2), SelectionSettings(floor=0.3)
     settings = ControlSettings(rule, 0.4, {}, "logit", feedback, selection, 0.5)
     built = settings.build(9)
     assert isinstance(built, EntropyController)
@@ -88,7 +88,7 @@ def test_keys_are_the_settings_of_python():
         "schedule": "linear(0.6, 0.3, 300)",
         "effect": "sampled",
         "feedback": {"band": [-0.1, 0.2]},
-        "selection": {"floor": 0.1, "draw": False},
+        "selection": {"floor": 0.1},
         "remeasure": 0.25,
     }
     expected = ControlSettings(
@@ -96,7 +96,7 @@ def test_keys_are_the_settings_of_python():
         "linear(0.6, 0.3, 300)",
         effect="sampled",
         feedback=FeedbackSettings(band=[-0.1, 0.2]),
-        selection=SelectionSettings(floor=0.1, draw=False),
+        selection=SelectionSettings(floor=0.1),
         remeasure=0.25,
     )
     assert settings_from_mapping(keys) == expected
@@ -133,11 +133,11 @@ def test_a_schedule_has_no_silent_default_in_keys():
         ({"feedback": {"limit": "8"}}, "feedback: "),
         ({"feedback": {"band": "0.1"}}, "band must be a half-width or a (low, high) pair"),
         ({"selection": {"floor": "0.1"}}, "selection: "),
-        ({"selection": {"draw": "no"}}, "draw must be true or false, got 'no'"),
+        ({"selection": {"draw": False}}, "selection has no key 'draw'"),
+        ({"selection": {"constant_reward_groups": "no"}}, "must be true or false, got 'no'"),
         ({"feedback": {"horizon": 4.5}}, "horizon"),
         ({"feedback": {"horizon": math.nan}}, "horizon"),
-        ({"selection": {"effective_batch": 2.5}}, "effective_batch"),
-        ({"selection": {"effective_batch": math.nan}}, "effective"),
+        ({"selection": {"effective_batch": 128}}, "selection has no key 'effective_batch'"),
     ],
     ids=str,
 )

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from entrocraft.feedback.deadband import Deadband
 from entrocraft.feedback.planner import Planner
-from entrocraft.feedback.situation import Feedback, Pressure, Situation
+from entrocraft.feedback.situation import Pressure, Situation
 from entrocraft.feedback.target import Target, TargetError
 
 __all__ = [
     "Deadband",
-    "Feedback",
     "FeedbackSettings",
     "Planner",
     "Pressure",
@@ -48,6 +47,6 @@ class FeedbackSettings:
             raise ValueError(f"limit must be finite and at least 1e-09, got {self.limit}")
         Deadband(self.band)
 
-    def build(self, deadband: bool) -> Feedback:
+    def build(self, deadband: bool) -> Planner | Deadband:
         """Make the loop: a `Deadband` for the band rules, else the `Planner`."""
         return Deadband(self.band) if deadband else Planner(self.horizon, self.limit)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from entrocraft.feedback.situation import Pressure, Situation
-from entrocraft.rollouts.step import StepInfo
 
 __all__ = ["Deadband"]
 
@@ -14,7 +12,7 @@ __all__ = ["Deadband"]
 class Deadband:
     """The band of the Entrocraft paper (arXiv 2604.26326): pressure -1 above it, +1 below it.
 
-    It looks at the batch's own measurement and step, and has no memory.
+    It looks at the batch's own measurement and step, and has no memory of earlier ones.
 
     Args:
         band: half-width around the target, or (low, high) offsets from it, nats per token.
@@ -42,9 +40,9 @@ class Deadband:
             )
 
     def start(self) -> None:
-        """Return the state before the first batch: none."""
+        """Return the memory before the first batch: none."""
 
-    def choose(self, state: None, situation: Situation) -> tuple[Pressure, None, dict]:
+    def choose(self, memory: None, situation: Situation) -> tuple[Pressure, None, dict[str, float]]:
         """Compare the measurement with the band's edges."""
         target = situation.target(0)
         low, high = target + self.low, target + self.high
@@ -52,19 +50,3 @@ class Deadband:
         value *= 0 < situation.response.size < math.inf
         pressure = Pressure(value, saturated=value != 0)
         return pressure, None, {"entropy/low": low, "entropy/high": high}
-
-    def applied(
-        self, state: None, effects: tuple[float, float], spread: float, step: StepInfo
-    ) -> tuple[None, dict]:
-        """Learn nothing from what enters the update."""
-        return None, {}
-
-    def post_update(self, state: None, change: float, stderr: float, trained: bool) -> None:
-        """Learn nothing from a measured change."""
-
-    def state_dict(self, state: None) -> dict[str, Any]:
-        """Return no state."""
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Ignore a state."""

@@ -17,47 +17,65 @@ from torch import Tensor
 
 from entrocraft.rollouts.step import StepInfo
 
-__all__ = ["EntropyFilter", "FilterState", "arrival"]
+__all__ = ["EntropyFilter", "arrival"]
 
-(_ENTROPY, _PENDING, _DRIFT, _POSITIVE, _NEGATIVE, _BIAS_TRAINED, _BIAS_LEFT_OUT, _BEFORE) = range(
-    8
-)
 _STATES = 8
+(_ENTROPY, _PENDING, _DRIFT, _POSITIVE, _NEGATIVE, _BIAS_TRAINED, _BIAS_LEFT_OUT, _BEFORE) = range(
+    _STATES
+)
 _GAINS = (_POSITIVE, _NEGATIVE)
+
+# gains: the first guess takes all effects of a batch together for this share of the entropy; its
+# standard deviation and that of the change per step are relative to it, as is the bound
+_REACHABLE, _GAIN_SPREAD, _GAIN_WALK, _GAIN_BOUND = 0.05, 1.2, 0.02, 30.0
+# drift and biases: standard deviations at first and of the change per step, relative to the first
+# entropy; on prompts left out of the update the bias is 0.4 times that on prompts trained on
+_SPREADS = {_DRIFT: 0.003, _BIAS_TRAINED: 0.002, _BIAS_LEFT_OUT: 0.4 * 0.002}
+_WALKS = {_DRIFT: 0.003, _BIAS_TRAINED: 0.0002, _BIAS_LEFT_OUT: 0.4 * 0.0002}
+_UNEXPLAINED = 1.0  # what the effects miss, as a multiple of the root of their squared sum
 _LARGEST_SURPRISE = 4.0  # standard deviations; a wilder measurement is cut to this
-_LEFT_OUT_BIAS = 0.4  # of the bias of changes on prompts trained on: that on prompts left out
 _CHANGE_ERROR = 0.1  # of a measured change: what its standard error does not know of
 _LOST_ENTROPY_ERROR = 0.1  # of the first entropy: standard error after numbers have overflowed
 
 
 def arrival(momentum: float, steps: float) -> tuple[float, float]:
-    """Return how much of a change arrives during a batch's optimizer steps.
+    """Shares, in [0, 1], that arrive during a batch's steps: of what was pending, of what it adds.
 
-    Returns:
-        (of what was pending before, of what the batch adds), each in [0, 1]. The batch adds the
-        same at each of its steps, and a fraction 1 - momentum of all that is pending arrives at
-        each step.
+    The batch adds the same at each of its steps, and a fraction 1 - momentum of all that is pending
+    arrives at each step.
     """
     before = 1 - momentum**steps
     if steps <= 1:
         return before, before
     whole = int(steps)
     # sum of momentum**k for k = 1 .. whole
-    kept = whole if momentum == 1 else momentum * (1 - momentum**whole) / (1 - momentum)
+    kept = momentum * (1 - momentum**whole) / (1 - momentum)
     return before, 1 - kept / whole
 
 
 @dataclass(frozen=True)
-class FilterState:
-    """What the filter remembers; never changed in place.
+class EntropyFilter:
+    """What is known of entropy, pending change, unexplained drift and two gains.
+
+    With H the entropy, U the pending change, b the drift per optimizer step (all in nats per
+    token), g+ and g- the nats per unit of predicted effect of rollouts with positive and with
+    negative advantage, X+ and X- the sums of the effects of the rollouts kept, and ``p`` and ``q``
+    from `arrival`::
+
+        F = g+ X+ + g- X- + noise
+        H <- H + p U + q F + steps b        U <- (1 - p) U + (1 - q) F
+
+    b and the gains are random walks: a constant error of the model ends up in them and leaves no
+    steady error. Each measurement counts by its own standard error: of the entropy of a batch
+    (`update`), and, where there is one, of the change that an update made (`update_change`). A
+    change that is measured on prompts that were trained on is off by a bias, about the same for a
+    while at every step; on prompts left out it is smaller. Each other and fresh batches tell them.
 
     Attributes:
         first: first measured entropy, nats per token; None before the first batch.
-        first_gain: first guess of the gains, nats per unit of effect; None before an effect is
-            known.
-        mean: (8,) float64: entropy, pending change and drift per step (nats per token), gains of
-            positive and of negative advantages, biases of changes measured on prompts trained on
-            and on prompts left out, entropy before the last batch.
+        first_gain: first guess of g+ and g-; None before an effect is known.
+        mean: (8,) float64: H, U, b, g+, g-, the biases on prompts trained on and on prompts left
+            out, and H before the last batch.
         covariance: (8, 8) float64.
         steps: optimizer steps of the last batch; None before it.
     """
@@ -96,220 +114,153 @@ class FilterState:
         return float(self.mean[_POSITIVE]), float(self.mean[_NEGATIVE])
 
     def in_nats(self, effects: tuple[float, float]) -> float:
-        """Total change in nats of kept effects, given by sign of the advantage."""
+        """Total change in nats of kept effects (positive, negative advantages)."""
         positive, negative = self.gains
         return positive * effects[0] + negative * effects[1]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state, JSON-serializable."""
-        return {
-            "first": self.first,
-            "first_gain": self.first_gain,
-            "mean": self.mean.tolist(),
-            "covariance": self.covariance.tolist(),
-            "steps": self.steps,
-        }
+    def update(self, entropy: float, stderr: float, size: float) -> EntropyFilter:
+        """Take the entropy (nats per token) of a batch, before its update.
 
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> FilterState:
-        """Make a state from what `state_dict` gave.
-
-        Raises:
-            ValueError: a number that is missing, not finite, or in the wrong shape.
+        `stderr` is not finite if unknown; `size` is the sum of the batch's absolute effects.
         """
-        numbers: dict[str, Any] = {}
-        for name in ("first", "first_gain", "steps"):
-            value = state[name]
-            numbers[name] = None if value is None else float(_finite(value, ()))
-        if numbers["first_gain"] is not None and numbers["first_gain"] <= 0:
-            raise ValueError(f"first_gain is {numbers['first_gain']}; gains are above 0")
-        return cls(
-            mean=_finite(state["mean"], (_STATES,)),
-            covariance=_finite(state["covariance"], (_STATES, _STATES)),
-            **numbers,
-        )
-
-
-@dataclass(frozen=True)
-class EntropyFilter:
-    """Kalman filter of entropy, pending change, unexplained drift and two gains.
-
-    With H the entropy, U the pending change, b the drift per optimizer step (all in nats per
-    token), g+ and g- the nats per unit of predicted effect of rollouts with positive and with
-    negative advantage, X+ and X- the sums of the effects of the rollouts kept, and ``p`` and ``q``
-    from `arrival`::
-
-        F = g+ X+ + g- X- + noise
-        H <- H + p U + q F + steps b        U <- (1 - p) U + (1 - q) F
-
-    b and the gains are random walks: a constant error of the model ends up in them and leaves no
-    steady error. Each measurement counts by its own standard error: of the entropy of a batch
-    (`update`), and, where there is one, of the change that an update made (`update_change`). A
-    change that is measured on prompts that were trained on is off by a bias, about the same for a
-    while at every step; on prompts left out it is smaller. Each other and fresh batches tell them.
-
-    Args:
-        reachable: share of the entropy that all effects of a batch together can move, as the first
-            guess of the gains.
-        unexplained: what the effects miss, as a multiple of the root of their squared sum.
-        gain_spread: standard deviation of the first gain, relative to it.
-        gain_walk: of its change per step, relative to it.
-        gain_bound: the gains stay within this factor of the first one.
-        drift_walk: standard deviation of the change of b per step, relative to the first entropy;
-            b starts at 0 with the same one.
-        bias_spread, bias_walk: standard deviation of the bias of measured changes at first, and of
-            its change, per step and relative to the first entropy.
-    """
-
-    reachable: float = 0.05
-    unexplained: float = 1.0
-    gain_spread: float = 1.2
-    gain_walk: float = 0.02
-    gain_bound: float = 30.0
-    drift_walk: float = 0.003
-    bias_spread: float = 0.002
-    bias_walk: float = 0.0002
-
-    def update(self, state: FilterState, entropy: float, stderr: float, size: float) -> FilterState:
-        """Take the measurement of a batch, before its update.
-
-        Args:
-            state: before the measurement.
-            entropy: measured, nats per token.
-            stderr: its standard error; not finite if unknown.
-            size: sum of the absolute effects of the batch.
-        """
-        mean, covariance = state.mean.clone(), state.covariance.clone()
-        first = max(entropy, 1e-6) if state.first is None else state.first
-        if state.first is None:
-            mean[_ENTROPY] = entropy
+        first = max(entropy, 1e-6) if self.first is None else self.first
         noise = max(stderr if math.isfinite(stderr) else 0.1 * first, 1e-6 * first)
-        fresh = float(covariance[_ENTROPY, _ENTROPY]) == 0
-        if fresh:
+        if float(self.covariance[_ENTROPY, _ENTROPY]) == 0:
+            mean, covariance = self.mean.clone(), self.covariance.clone()
+            if self.first is None:
+                mean[_ENTROPY] = entropy
             covariance[_ENTROPY, _ENTROPY] = noise * noise
-            covariance[_DRIFT, _DRIFT] = _squared(self.drift_walk * first)
-            for bias, share in ((_BIAS_TRAINED, 1.0), (_BIAS_LEFT_OUT, _LEFT_OUT_BIAS)):
-                covariance[bias, bias] = _squared(share * self.bias_spread * first)
-        state = replace(state, first=first, mean=mean, covariance=covariance)
-        if not fresh:
+            for index, share in _SPREADS.items():
+                spread = share * first
+                covariance[index, index] = spread * spread
+            updated = replace(self, first=first, mean=mean, covariance=covariance)
+        else:
             reading = torch.zeros(_STATES, dtype=torch.float64)
             reading[_ENTROPY] = 1.0
-            state = self._corrected(state, reading, entropy, noise)
-        return self._with_gain(state, size)
+            updated = self._corrected(reading, entropy, noise)
+        return updated._with_gain(size)
 
-    def _with_gain(self, state: FilterState, size: float) -> FilterState:
+    def _with_gain(self, size: float) -> EntropyFilter:
         """Guess the gains once the size of the effects is known."""
-        if state.first_gain is not None or not 0 < size < math.inf:
-            return state
-        gain = self.reachable * (state.first or 0.0) / size
+        if self.first_gain is not None or not 0 < size < math.inf:
+            return self
+        gain = _REACHABLE * (self.first or 0.0) / size
         if not 0 < gain < math.inf:
-            return state
-        mean, covariance = state.mean.clone(), state.covariance.clone()
+            return self
+        mean, covariance = self.mean.clone(), self.covariance.clone()
+        spread = _GAIN_SPREAD * gain
         for index in _GAINS:
             mean[index] = gain
-            covariance[index, index] = _squared(self.gain_spread * gain)
-        return replace(state, first_gain=gain, mean=mean, covariance=covariance)
+            covariance[index, index] = spread * spread
+        return replace(self, first_gain=gain, mean=mean, covariance=covariance)
 
-    def predict(
-        self, state: FilterState, effects: tuple[float, float], spread: float, step: StepInfo
-    ) -> FilterState:
+    def predict(self, effects: tuple[float, float], spread: float, step: StepInfo) -> EntropyFilter:
         """Move on over the optimizer steps of a batch.
 
-        Args:
-            state: before the steps.
-            effects: summed effects of what is kept, by sign of the advantage (positive, negative).
-            spread: root of the sum of the kept effects' squares.
-            step: the batch's optimizer steps and momentum.
+        `effects` are summed over what is kept, by sign of the advantage (positive, negative);
+        `spread` is the root of the sum of their squares.
         """
         steps = float(step.optimizer_steps)
         before, added = arrival(step.decay, steps)
-        first = state.first or 0.0
         move = torch.eye(_STATES, dtype=torch.float64)
         move[_ENTROPY, _PENDING], move[_PENDING, _PENDING] = before, 1 - before
         move[_ENTROPY, _DRIFT] = steps
         for gain, effect in zip(_GAINS, effects, strict=True):
             move[_ENTROPY, gain], move[_PENDING, gain] = added * effect, (1 - added) * effect
         move[_BEFORE, _BEFORE], move[_BEFORE, _ENTROPY] = 0.0, 1.0
-        mean = move @ state.mean
+        mean = move @ self.mean
         positive, negative = float(mean[_POSITIVE]), float(mean[_NEGATIVE])
-        unexplained = self.unexplained * 0.5 * (positive + negative) * spread
+        unexplained = _UNEXPLAINED * 0.5 * (positive + negative) * spread
         enters = torch.zeros(_STATES, dtype=torch.float64)
         enters[_ENTROPY], enters[_PENDING] = added, 1 - added
         noise = unexplained * unexplained * torch.outer(enters, enters)
-        for index, walk in (
-            (_DRIFT, self.drift_walk * first),
-            (_BIAS_TRAINED, self.bias_walk * first),
-            (_BIAS_LEFT_OUT, _LEFT_OUT_BIAS * self.bias_walk * first),
-            *((gain, self.gain_walk * (state.first_gain or 0.0)) for gain in _GAINS),
-        ):
+        first, first_gain = self.first or 0.0, self.first_gain or 0.0
+        walks = {index: share * first for index, share in _WALKS.items()}
+        for index, walk in (walks | dict.fromkeys(_GAINS, _GAIN_WALK * first_gain)).items():
             noise[index, index] = steps * walk * walk
-        covariance = move @ state.covariance @ move.T + noise
+        covariance = move @ self.covariance @ move.T + noise
         covariance = 0.5 * (covariance + covariance.T)
-        return _usable(replace(state, mean=mean, covariance=covariance, steps=steps), first)
+        return replace(self, mean=mean, covariance=covariance, steps=steps)._usable(first)
 
-    def predicted_change(
-        self, state: FilterState, effects: tuple[float, float], step: StepInfo
-    ) -> float:
+    def predicted_change(self, effects: tuple[float, float], step: StepInfo) -> float:
         """Change of the entropy, in nats per token, until this batch's steps are done."""
         before, added = arrival(step.decay, step.optimizer_steps)
-        drift = step.optimizer_steps * state.drift
-        return before * state.pending + added * state.in_nats(effects) + drift
+        drift = step.optimizer_steps * self.drift
+        return before * self.pending + added * self.in_nats(effects) + drift
 
-    def update_change(
-        self, state: FilterState, change: float, stderr: float, trained: bool = True
-    ) -> FilterState:
-        """Take a measured change of the entropy over the steps of the last `predict`.
+    def report(self, effects: tuple[float, float], step: StepInfo) -> dict[str, float]:
+        """Numbers to log of a batch whose kept effects these are."""
+        positive, negative = self.gains
+        return {
+            "entropy/chosen_change": self.in_nats(effects),
+            "entropy/predicted_change": self.predicted_change(effects, step),
+            "entropy/drift": self.drift,
+            "entropy/gain_positive": positive,
+            "entropy/gain_negative": negative,
+        }
 
-        There may be several, of independent errors.
+    def update_change(self, change: float, stderr: float, trained: bool = True) -> EntropyFilter:
+        """Take a change of the entropy (nats per token) over the steps of the last `predict`.
 
-        Args:
-            state: after `predict`.
-            change: nats per token.
-            stderr: its standard error; not finite if unknown, then nothing is learnt.
-            trained: whether it was measured on prompts that were trained on.
+        There may be several, of independent errors; one of unknown `stderr` teaches nothing.
+        `trained` tells whether it was measured on prompts that were trained on.
         """
-        if state.steps is None or not (math.isfinite(change) and math.isfinite(stderr)):
-            return state
-        noise = max(math.hypot(stderr, _CHANGE_ERROR * change), 1e-6 * (state.first or 0.0))
+        if self.steps is None or not (math.isfinite(change) and math.isfinite(stderr)):
+            return self
+        noise = max(math.hypot(stderr, _CHANGE_ERROR * change), 1e-6 * (self.first or 0.0))
         reading = torch.zeros(_STATES, dtype=torch.float64)
         reading[_ENTROPY], reading[_BEFORE] = 1.0, -1.0
-        reading[_BIAS_TRAINED if trained else _BIAS_LEFT_OUT] = state.steps
-        return self._corrected(state, reading, change, noise)
+        reading[_BIAS_TRAINED if trained else _BIAS_LEFT_OUT] = self.steps
+        return self._corrected(reading, change, noise)
 
-    def _corrected(
-        self, state: FilterState, reading: Tensor, value: float, noise: float
-    ) -> FilterState:
+    def _corrected(self, reading: Tensor, value: float, noise: float) -> EntropyFilter:
         """Kalman correction by a measurement of ``reading @ mean``."""
-        column = state.covariance @ reading
+        column = self.covariance @ reading
         variance = max(float(reading @ column), 0.0) + noise * noise
         if not variance > 0:
-            return state
+            return self
         largest = _LARGEST_SURPRISE * math.sqrt(variance)
-        surprise = max(-largest, min(largest, value - float(reading @ state.mean)))
-        mean = state.mean + column * (surprise / variance)
-        covariance = state.covariance - torch.outer(column, column) / variance
+        surprise = max(-largest, min(largest, value - float(reading @ self.mean)))
+        mean = self.mean + column * (surprise / variance)
+        covariance = self.covariance - torch.outer(column, column) / variance
         mean[_ENTROPY] = mean[_ENTROPY].clamp(min=0.0)
-        if state.first_gain is not None:
-            low, high = state.first_gain / self.gain_bound, state.first_gain * self.gain_bound
+        if self.first_gain is not None:
+            low, high = self.first_gain / _GAIN_BOUND, self.first_gain * _GAIN_BOUND
             for gain in _GAINS:
                 mean[gain] = mean[gain].clamp(low, high)
-        return _usable(replace(state, mean=mean, covariance=covariance), float(mean[_ENTROPY]))
+        return replace(self, mean=mean, covariance=covariance)._usable(float(mean[_ENTROPY]))
 
+    def _usable(self, entropy: float) -> EntropyFilter:
+        """Start afresh, at this entropy, where numbers left the range of float64."""
+        if bool(torch.isfinite(self.mean).all() and torch.isfinite(self.covariance).all()):
+            return self
+        fresh, first = EntropyFilter(self.first), self.first or 0.0
+        fresh.mean[_ENTROPY] = entropy if math.isfinite(entropy) else first
+        error = _LOST_ENTROPY_ERROR * first
+        fresh.covariance[_ENTROPY, _ENTROPY] = error * error
+        return fresh
 
-def _squared(value: float) -> float:
-    """The square; infinite, where `**` would raise an OverflowError."""
-    return value * value
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the filter knows, JSON-serializable."""
+        matrices = {"mean": self.mean.tolist(), "covariance": self.covariance.tolist()}
+        return {**vars(self), **matrices}
 
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> EntropyFilter:
+        """Make a filter from what `state_dict` gave.
 
-def _usable(state: FilterState, entropy: float) -> FilterState:
-    """Start afresh, at this entropy, where numbers left the range of float64."""
-    if bool(torch.isfinite(state.mean).all() and torch.isfinite(state.covariance).all()):
-        return state
-    mean, covariance = torch.zeros_like(state.mean), torch.zeros_like(state.covariance)
-    first = state.first or 0.0
-    mean[_ENTROPY] = entropy if math.isfinite(entropy) else first
-    covariance[_ENTROPY, _ENTROPY] = _squared(_LOST_ENTROPY_ERROR * first)
-    return FilterState(state.first, None, mean, covariance, None)
+        Raises:
+            ValueError, KeyError: a number that is missing, not finite, or in the wrong shape.
+        """
+        first, first_gain, steps = (
+            None if state[name] is None else float(_finite(state[name], ()))
+            for name in ("first", "first_gain", "steps")
+        )
+        if first_gain is not None and first_gain <= 0:
+            raise ValueError(f"first_gain is {first_gain}; gains are above 0")
+        mean = _finite(state["mean"], (_STATES,))
+        covariance = _finite(state["covariance"], (_STATES, _STATES))
+        return cls(first, first_gain, mean, covariance, steps)
 
 
 def _finite(values: Any, shape: tuple[int, ...]) -> Tensor:

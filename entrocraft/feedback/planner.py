@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
-from entrocraft.feedback.filter import EntropyFilter, FilterState
+from entrocraft.feedback.filter import EntropyFilter
 from entrocraft.feedback.situation import Pressure, Situation
-from entrocraft.rollouts.step import StepInfo
 
 __all__ = ["Planner"]
 
 
+@dataclass(frozen=True)
 class Planner:
     """Feedback that plans on what a Kalman filter knows of the entropy; the default.
 
@@ -27,65 +27,35 @@ class Planner:
         limit: largest pressure.
     """
 
-    def __init__(self, horizon: int = 4, limit: float = 8.0) -> None:
-        self.horizon = horizon
-        self.limit = limit
-        self.filter = EntropyFilter()
+    horizon: int = 4
+    limit: float = 8.0
 
-    def start(self) -> FilterState:
-        """Return the state before the first batch."""
-        return FilterState()
+    def start(self) -> EntropyFilter:
+        """Return the memory before the first batch."""
+        return EntropyFilter()
 
-    def wanted(self, state: FilterState, situation: Situation) -> float:
+    def wanted(self, memory: EntropyFilter, situation: Situation) -> float:
         """F: nats per token that this batch shall add in total."""
         momentum, batch = situation.step.decay, situation.step.optimizer_steps
         steps = max(self.horizon, math.ceil(batch))
         arrives = sum(1 - momentum**k for k in range(1, steps + 1)) / max(batch, 1.0)
-        lands = state.entropy + (1 - momentum**steps) * state.pending
-        return (situation.target(steps) - lands - steps * state.drift) / arrives
+        lands = memory.entropy + (1 - momentum**steps) * memory.pending
+        return (situation.target(steps) - lands - steps * memory.drift) / arrives
 
     def choose(
-        self, state: FilterState, situation: Situation
-    ) -> tuple[Pressure, FilterState, dict[str, float]]:
-        """Take the measurement, return the pressure for this batch, the state and what to log."""
+        self, memory: EntropyFilter, situation: Situation
+    ) -> tuple[Pressure, EntropyFilter, dict[str, float]]:
+        """Correct the filter by the measurement, and plan on it."""
         response = situation.response
-        state = self.filter.update(state, situation.measured, situation.stderr, response.size)
+        memory = memory.update(situation.measured, situation.stderr, response.size)
         metrics = {
-            "entropy/estimate": state.entropy,
-            "entropy/reachable_up": state.in_nats(response.at(self.limit)),
-            "entropy/reachable_down": state.in_nats(response.at(-self.limit)),
+            "entropy/estimate": memory.entropy,
+            "entropy/reachable_up": memory.in_nats(response.at(self.limit)),
+            "entropy/reachable_down": memory.in_nats(response.at(-self.limit)),
         }
         if not 0 < response.size < math.inf:
-            return Pressure(0.0), state, metrics
-        wanted = self.wanted(state, situation)
-        value, reached = response.solve(state.gains, wanted)
+            return Pressure(0.0), memory, metrics
+        wanted = self.wanted(memory, situation)
+        value, reached = response.solve(memory.gains, wanted)
         saturated = abs(value) >= self.limit and reached != wanted
-        return Pressure(value, saturated, wanted - reached if saturated else 0.0), state, metrics
-
-    def applied(
-        self, state: FilterState, effects: tuple[float, float], spread: float, step: StepInfo
-    ) -> tuple[FilterState, dict[str, float]]:
-        """Take what enters the update: summed kept effects by sign, root of their squared sum."""
-        positive, negative = state.gains
-        metrics = {
-            "entropy/chosen_change": state.in_nats(effects),
-            "entropy/predicted_change": self.filter.predicted_change(state, effects, step),
-            "entropy/drift": state.drift,
-            "entropy/gain_positive": positive,
-            "entropy/gain_negative": negative,
-        }
-        return self.filter.predict(state, effects, spread, step), metrics
-
-    def post_update(
-        self, state: FilterState, change: float, stderr: float, trained: bool
-    ) -> FilterState:
-        """Take the measured change of the entropy over the last update, nats per token."""
-        return self.filter.update_change(state, change, stderr, trained)
-
-    def state_dict(self, state: FilterState) -> dict[str, Any]:
-        """Return a state, JSON-serializable."""
-        return state.state_dict()
-
-    def load_state(self, state: dict[str, Any]) -> FilterState:
-        """Make a state from what `state_dict` gave."""
-        return FilterState.from_state_dict(state)
+        return Pressure(value, saturated, wanted - reached if saturated else 0.0), memory, metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 __all__ = ["SaturationMonitor"]
 
@@ -12,12 +12,7 @@ _SATURATED_BEFORE_WARNING = 20
 
 @dataclass(frozen=True)
 class SaturationMonitor:
-    """Watches decisions; each warning is given once in a run.
-
-    Attributes:
-        saturated_in_a_row: batches until now whose pressure was at its limit, without a break.
-        warned: topics of the warnings that were given.
-    """
+    """Watches decisions; each warning is given once in a run, `warned` has their topics."""
 
     saturated_in_a_row: int = 0
     warned: tuple[str, ...] = ()
@@ -25,15 +20,10 @@ class SaturationMonitor:
     def check(
         self, metrics: dict[str, float], useful: int, remedies: Sequence[str]
     ) -> tuple[SaturationMonitor, tuple[str, ...]]:
-        """Look at one decision.
-
-        Args:
-            metrics: of the decision; the keys of docs/metrics.md.
-            useful: rollouts that carry a gradient in it.
-            remedies: what a user can change where rejection is at its limit.
+        """Look at one decision: its logged numbers, and how many of its rollouts carry a gradient.
 
         Returns:
-            The monitor after it, and the texts of new warnings.
+            The monitor after it, and the texts of new warnings, which name the remedies.
         """
         in_a_row = self.saturated_in_a_row + 1 if metrics["entropy/saturated"] > 0 else 0
         found = {}
@@ -53,4 +43,4 @@ class SaturationMonitor:
             )
         new = {topic: text for topic, text in found.items() if topic not in self.warned}
         warned = tuple(sorted({*self.warned, *new}))
-        return replace(self, saturated_in_a_row=in_a_row, warned=warned), tuple(new.values())
+        return SaturationMonitor(in_a_row, warned), tuple(new.values())

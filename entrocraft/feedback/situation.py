@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from entrocraft.rollouts.step import StepInfo
 
-__all__ = ["Feedback", "Pressure", "Situation"]
+__all__ = ["Pressure", "Situation"]
 
 
 @dataclass(frozen=True)
@@ -43,33 +43,3 @@ class Pressure:
     value: float
     saturated: bool = False
     shortfall: float = 0.0
-
-
-class Feedback(Protocol):
-    """A loop from entropies (nats per token) to pressure; the controller keeps its state.
-
-    `choose` and `applied` also return numbers to log; `load_state` raises a ValueError, KeyError or
-    TypeError on anything that `state_dict` did not give.
-    """
-
-    limit: float
-
-    def start(self) -> Any:
-        """Return the state before the first batch."""
-
-    def choose(self, state: Any, situation: Situation) -> tuple[Pressure, Any, dict]:
-        """Take one measurement and return the pressure for its batch."""
-
-    def applied(
-        self, state: Any, effects: tuple[float, float], spread: float, step: StepInfo
-    ) -> tuple[Any, dict]:
-        """Take summed effects of what enters the update, and the root of their squared sum."""
-
-    def post_update(self, state: Any, change: float, stderr: float, trained: bool) -> Any:
-        """Take a measured change of the entropy by the last update, nats per token."""
-
-    def state_dict(self, state: Any) -> dict[str, Any]:
-        """Return a state, JSON-serializable."""
-
-    def load_state(self, state: dict[str, Any]) -> Any:
-        """Make a state from what `state_dict` gave."""

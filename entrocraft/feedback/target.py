@@ -23,9 +23,8 @@ class Target:
     >>> target.at(50, initial=0.8)
     0.6000000000000001
 
-    Args:
-        schedule: step -> nats per token: a callable, text for `schedules.from_string`, a number for
-            a constant, or None for no target.
+    `schedule` is a callable, text for `schedules.from_string`, a number for a constant, or None for
+    no target.
 
     Raises:
         ValueError: something else, or text that is no schedule.
@@ -45,16 +44,7 @@ class Target:
     def prepare(
         self, vocabulary: int | None, steps: int | None, initial: float | None = None
     ) -> None:
-        """Set the limits of a run and check the schedule, if `initial` or no start is needed.
-
-        Args:
-            vocabulary: number of tokens V; no target can be above log(V).
-            steps: optimizer steps of the run; every target up to there is checked.
-            initial: first measured entropy, nats per token; None if not yet measured.
-
-        Raises:
-            TargetError: a target that is negative, not finite or above log(V).
-        """
+        """Set the limits of a run, its vocabulary and optimizer steps, and `check` the schedule."""
         if vocabulary is not None:
             if not isinstance(vocabulary, int) or vocabulary < 1:
                 raise ValueError(f"vocabulary must be at least 1 token, got {vocabulary}")
@@ -63,50 +53,35 @@ class Target:
         self.check(initial)
 
     def check(self, initial: float | None) -> None:
-        """Check every target of the run.
+        """Check every target of the run, if `initial` is known or the schedule does without.
 
         Raises:
-            TargetError: a target that is negative, not finite or above log(V).
+            TargetError: see `at`.
         """
-        curve = self._curve(initial)
         for step in range((self._steps or 0) + 1):
-            self._value(curve, step)
+            self.at(step, initial)
 
     def at(self, step: int, initial: float | None) -> float | None:
         """Target at an optimizer step, nats per token; None while it is not known.
 
-        Args:
-            step: optimizer steps taken.
-            initial: first measured entropy of the run, nats per token.
-
         Raises:
-            TargetError: a target that is negative, not finite or above log(V), or a schedule that
-                fails.
+            TargetError: a target that is negative, not finite or above log(vocabulary), or a
+                schedule that fails.
         """
-        return self._value(self._curve(initial), step)
-
-    def ahead(self, step: int, steps: int, initial: float | None) -> float | None:
-        """Target `steps` after `step`, or at the run's end if that comes first."""
-        # a plain function of the step need not make sense after the end
-        last = step + steps if self._steps is None else max(self._steps, step)
-        return self.at(min(step + steps, last), initial)
-
-    def _curve(self, initial: float | None) -> schedules.Schedule | None:
-        if self.schedule is None or schedules.is_anchored(self.schedule):
-            return self.schedule
-        # rounding may leave the entropy of a deterministic policy a hair below 0
-        return None if initial is None else schedules.anchor(self.schedule, max(initial, 0.0))
-
-    def _value(self, curve: schedules.Schedule | None, step: int) -> float | None:
+        curve = self.schedule
         if curve is None:
             return None
+        if not schedules.is_anchored(curve):
+            if initial is None:
+                return None
+            # rounding may leave the entropy of a deterministic policy a hair below 0
+            curve = schedules.anchor(curve, max(initial, 0.0))
         try:
             target = float(curve(step))
         except Exception as error:
             raise TargetError(
-                f"the schedule {curve!r} has no number for step {step} "
-                f"({type(error).__name__}: {error}); it is asked for every step of the run from 0 "
-                "to the last, the state after the last one included"
+                f"the schedule {curve!r} has no number for step {step} ({type(error).__name__}: "
+                f"{error}); it is asked for every step of the run, and for the last one's end"
             ) from error
         if not math.isfinite(target) or target < 0:
             raise TargetError(
@@ -115,8 +90,15 @@ class Target:
             )
         if self._max_entropy is not None and target > self._max_entropy:
             raise TargetError(
-                f"the schedule {curve!r} asks for {target:.4g} nats per token at step "
-                f"{step}, above log(vocabulary) = {self._max_entropy:.4g}, which no policy can "
-                "have; lower the target"
+                f"the schedule {curve!r} asks for {target:.4g} nats per token at step {step}, "
+                f"above log(vocabulary) = {self._max_entropy:.4g}; lower the target"
             )
         return target
+
+    def ahead(self, step: int, steps: int, initial: float | None) -> float | None:
+        """Target `steps` after `step`, or at the run's end if that comes first."""
+        end = step + steps
+        if self._steps is not None:
+            # a plain function of the step need not make sense after the end
+            end = min(end, max(self._steps, step))
+        return self.at(end, initial)

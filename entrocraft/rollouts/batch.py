@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,16 +16,17 @@ _ONE_REWARD = 1e-6
 # the last digits of a mean in 32 bits, as they are and divided by the 1e-4 that stands in for no
 # standard deviation
 _ROUNDING, _MAGNIFIED = 4e-6, 5e-3
+_SIGN_ERROR = 1e-3  # nats: a sum of the wrong sign up to this is rounding
+_PER_ROLLOUT = ("advantages", "rewards", "group", "token_weight")
 
 
 @dataclass(frozen=True)
 class RolloutStats:
     """Per-rollout sums over response tokens: all that a decision needs and that ranks exchange.
 
-    Every tensor is (B,) float64 except `group` ((B,) int64). `sensitivity` is None unless the
-    effect level needs token sensitivities. `token_weight` is what the loss puts on each token of a
-    rollout, up to a common factor; None: the same on all. `by_rollout` tells a loss that divides by
-    the number of rollouts from one that divides by the number of tokens.
+    Every tensor is (B,) float64 except `group` ((B,) int64); those that may be None are so as in
+    `RolloutBatch`. `by_rollout` tells a loss that divides by the number of rollouts from one that
+    divides by the number of tokens.
 
     Where advantages differ from token to token, `advantage_tokens` and `advantage_logprob` are
     what `tokens` and `logprob` are with each token counted by its advantage over the rollout's;
@@ -62,24 +63,19 @@ class RolloutStats:
         """(B,) bool: rollouts whose whole group has one reward; none if rewards are not known."""
         if self.rewards is None or self.group is None:
             return torch.zeros(len(self), dtype=torch.bool)
-        _, index = torch.unique(self.group, return_inverse=True)
-        count = int(index.max()) + 1
-
-        def extreme(unknown: float, which: str) -> Tensor:
-            start = torch.full((count,), unknown, dtype=torch.float64)
-            assert self.rewards is not None
-            return start.scatter_reduce(0, index, self.rewards.nan_to_num(nan=unknown), which)
-
-        high, low = extreme(-math.inf, "amax"), extreme(math.inf, "amin")
+        groups, index = torch.unique(self.group, return_inverse=True)
+        start = torch.full((len(groups),), math.inf, dtype=torch.float64)
+        low = start.scatter_reduce(0, index, self.rewards.nan_to_num(nan=math.inf), "amin")
+        high = (-start).scatter_reduce(0, index, self.rewards.nan_to_num(nan=-math.inf), "amax")
         close = high - low <= _ONE_REWARD * torch.maximum(high.abs(), low.abs())
         return (close & torch.isfinite(high) & torch.isfinite(low))[index]
 
     def without_rounding_noise(self) -> RolloutStats:
         """Set advantages that are nothing but rounding back to the 0 that they stand for.
 
-        In a group with one reward, 0.1 for example, the mean can differ from its members by the
-        last digit of 32 bits, and trainers divide that by next to no standard deviation. Advantages
-        of such groups that are real, such as raw rewards, are larger and stay.
+        In a group with one reward the mean can differ from its members by the last digit of 32
+        bits, and trainers divide that by next to no standard deviation. Real advantages of such
+        groups, such as raw rewards, are larger and stay.
         """
         constant = self.constant_reward
         if self.rewards is None or not bool(constant.any()):
@@ -106,30 +102,26 @@ class RolloutStats:
     def entropy_stderr(self) -> float:
         """Standard error of `mean_entropy`, nats per token; infinite below two prompts.
 
-        The ratio estimator over independent clusters: prompts if `group` is known, else rollouts;
-        those without tokens do not count.
+        The ratio estimator over clusters: prompts if `group` is known, else rollouts with tokens.
         """
         residual = (self.entropy - self.mean_entropy() * self.tokens) / self.total_tokens
         return clustered_stderr(residual, self.tokens > 0, self.group)
 
 
 def clustered_stderr(residual: Tensor, counted: Tensor, group: Tensor | None) -> float:
-    """Standard error of the sum of residuals (B,) over independent groups.
+    """Standard error of a sum over rollouts whose groups are independent; infinite below two.
 
-    Args:
-        residual: (B,), what each rollout adds to the estimate's error.
-        counted: (B,) bool, rollouts that are part of the estimate.
-        group: (B,), an integer for each prompt; None takes each rollout as independent.
+    `residual` (B,) is what each rollout adds to the error, `counted` (B,) bool says which belong to
+    the estimate, `group` (B,) numbers the prompts; None takes each rollout as independent.
     """
     residual = residual[counted]
     if group is not None:
-        _, index = torch.unique(group[counted], return_inverse=True)
-        clusters = torch.zeros(int(index.max()) + 1, dtype=residual.dtype)
-        residual = clusters.index_add_(0, index, residual)
+        groups, index = torch.unique(group[counted], return_inverse=True)
+        residual = torch.zeros(len(groups), dtype=residual.dtype).index_add_(0, index, residual)
     count = len(residual)
-    return (
-        math.sqrt(float(residual.square().sum()) * count / (count - 1)) if count > 1 else math.inf
-    )
+    if count < 2:
+        return math.inf
+    return math.sqrt(float(residual.square().sum()) * count / (count - 1))
 
 
 @dataclass(frozen=True)
@@ -137,7 +129,6 @@ class RolloutBatch:
     """One rollout batch of B rollouts, T response positions at most.
 
     Attributes:
-        step: optimizer steps taken before this batch; the schedule's clock.
         advantages: (B,), from any estimator; a rollout with advantage 0 is not active.
         mask: (B, T), true on the policy's own response tokens; padding and tool tokens are outside.
         logprobs: (B, T), log-probability of each sampled token under the policy that is about to be
@@ -153,9 +144,7 @@ class RolloutBatch:
         token_weight: (B,), what the loss puts on each token of a rollout, up to a common factor, or
             None: the same on all. A loss that averages over each rollout's tokens first puts 1
             over their number.
-        optimizer_steps: optimizer steps that this batch will be used for; a fraction where several
-            rollout batches make one step.
-        momentum: of the optimizer, see `StepInfo`; None if it is not known.
+        step, optimizer_steps, momentum: place in the run and its use, see `StepInfo`.
     """
 
     step: int
@@ -183,80 +172,63 @@ class RolloutBatch:
         """
         self._check_shapes()
         mask = self.mask.detach().cpu().bool()
-        advantages = _finite_rows("advantages", self.advantages)
         logprob = _masked_sum("logprobs", self.logprobs, mask)
-        if float(logprob.max()) > 1e-3:
-            row = int(logprob.argmax())
-            raise ValueError(
-                f"logprobs of rollout {row} add up to {float(logprob[row]):g} nats; a "
-                "log-probability is never positive: pass log p, neither -log p nor p"
-            )
-        if self.entropies is None:
-            entropy = -logprob
-        else:
+        remedy = "a log-probability is never positive: pass log p, neither -log p nor p"
+        _refuse_sums("logprobs", logprob, logprob > _SIGN_ERROR, remedy)
+        entropy = -logprob
+        if self.entropies is not None:
             entropy = _masked_sum("entropies", self.entropies, mask)
-            if float(entropy.min()) < -1e-3:
-                row = int(entropy.argmin())
-                raise ValueError(
-                    f"entropies of rollout {row} add up to {float(entropy[row]):g} nats; entropy "
-                    "is never negative: pass -sum p log p, not its negative"
-                )
-        sensitivity = None
-        if self.sensitivity is not None:
-            sensitivity = _masked_sum("sensitivity", self.sensitivity, mask)
+            remedy = "entropy is never negative: pass -sum p log p, not its negative"
+            _refuse_sums("entropies", entropy, entropy < -_SIGN_ERROR, remedy)
+        sensitivity, weight = self.sensitivity, self.token_weight
+        if sensitivity is not None:
+            sensitivity = _masked_sum("sensitivity", sensitivity, mask)
         return RolloutStats(
-            advantages=advantages,
+            advantages=_finite_rows("advantages", self.advantages),
             tokens=mask.sum(-1).double(),
             logprob=logprob,
             entropy=entropy,
             sensitivity=sensitivity,
             rewards=None if self.rewards is None else self.rewards.detach().cpu().double(),
             group=None if self.group is None else self.group.detach().cpu().long(),
-            token_weight=None
-            if self.token_weight is None
-            else _finite_rows("token_weight", self.token_weight),
+            token_weight=None if weight is None else _finite_rows("token_weight", weight),
         ).without_rounding_noise()
 
     def _check_shapes(self) -> None:
         if self.mask.ndim != 2:
             raise ValueError(f"mask must be (B, T), got shape {tuple(self.mask.shape)}")
-        rows = self.mask.shape[0]
-        if rows == 0:
+        if len(self.mask) == 0:
             raise ValueError("the rollout batch is empty; a decision needs at least one rollout")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, Tensor):
-                continue
-            per_row = field.name in ("advantages", "rewards", "group", "token_weight")
-            wanted = (rows,) if per_row else tuple(self.mask.shape)
-            if tuple(value.shape) != wanted:
-                raise ValueError(
-                    f"{field.name} has shape {tuple(value.shape)}, expected {wanted} "
-                    f"({'(B,)' if per_row else '(B, T)'} as given by mask)"
-                )
-
-
-def _finite_rows(name: str, values: Tensor) -> Tensor:
-    rows = values.detach().cpu().double()
-    bad = ~torch.isfinite(rows)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        raise ValueError(
-            f"{name}[{row}] is {float(rows[row])}; {name} must be finite: give a rollout that "
-            "cannot be scored an advantage of 0"
-        )
-    return rows
+        for name, value in vars(self).items():
+            kind = "(B,)" if name in _PER_ROLLOUT else "(B, T)"
+            wanted = tuple(self.mask.shape)[: 1 if name in _PER_ROLLOUT else 2]
+            if isinstance(value, Tensor) and tuple(value.shape) != wanted:
+                found = tuple(value.shape)
+                raise ValueError(f"{name} has shape {found}, expected {wanted} ({kind} as in mask)")
 
 
 def _masked_sum(name: str, values: Tensor, mask: Tensor) -> Tensor:
     tokens = values.detach().cpu().double()
     tokens = torch.where(mask, tokens, torch.zeros_like(tokens))
-    bad = ~torch.isfinite(tokens)
-    if bool(bad.any()):
-        row, column = (int(i) for i in bad.nonzero()[0])
-        raise ValueError(
-            f"{name}[{row}, {column}] is {float(tokens[row, column])} inside the mask; {name} must "
-            "be finite on response tokens: mask tokens that the engine could not score, or "
-            "recompute them"
-        )
-    return tokens.sum(-1)
+    remedy = "mask response tokens that the engine could not score, or recompute them"
+    return _finite(name, tokens, " inside the mask", remedy).sum(-1)
+
+
+def _finite_rows(name: str, values: Tensor) -> Tensor:
+    rows = values.detach().cpu().double()
+    return _finite(name, rows, "", "give a rollout that cannot be scored an advantage of 0")
+
+
+def _finite(name: str, values: Tensor, where: str, remedy: str) -> Tensor:
+    bad = (~torch.isfinite(values)).nonzero()
+    if len(bad):
+        place = bad[0].tolist()
+        found = f"{name}{place} is {float(values[tuple(place)])}{where}"
+        raise ValueError(f"{found}; {name} must be finite: {remedy}")
+    return values
+
+
+def _refuse_sums(name: str, sums: Tensor, wrong: Tensor, remedy: str) -> None:
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(f"{name} of rollout {row} add up to {float(sums[row]):g} nats; {remedy}")

@@ -63,10 +63,7 @@ class TokenBatch:
         return above | ((advantages < 0) & (ratio < 1 - low))
 
     def mean(self, values: Tensor, where: Tensor | None = None, none: float = 0.0) -> float:
-        """Token mean of (b, T) values over all processes, of the response tokens `where`.
-
-        `none` if there is no such token.
-        """
+        """Mean of (b, T) values over response tokens `where`, of all processes; `none` if none."""
         mask = self.mask if where is None else self.mask & where
         # Apple's GPUs have no float64
         exact = torch.float32 if values.device.type == "mps" else torch.float64

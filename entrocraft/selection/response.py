@@ -4,37 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from entrocraft.effects import BatchMeans, rollout_effects
 from entrocraft.rollouts.batch import RolloutStats
-from entrocraft.selection.rules import SUCCESS, Rule, RuleInput, Selection
-from entrocraft.selection.sampling import SelectionSettings
+from entrocraft.selection.rules import SUCCESS, Rule, RuleInput, Selection, SelectionSettings
 
-__all__ = ["Response", "joining_advantages", "rule_input"]
+__all__ = ["Response", "rule_input"]
 
 _HALF_GRID = 16  # pressures on either side of 0, closer together near it
-
-
-def joining_advantages(stats: RolloutStats) -> Tensor:
-    """Raw rewards, +1 or -1, of rollouts in groups with one reward; 0 elsewhere: (B,).
-
-    Raises:
-        ValueError: the batch has no rewards or no groups.
-    """
-    if stats.rewards is None or stats.group is None:
-        raise ValueError(
-            "constant_reward_groups trains on raw rewards of whole groups; put "
-            "RolloutBatch.rewards (B,) and RolloutBatch.group (B,) into the batch, or leave "
-            "constant_reward_groups off"
-        )
-    constant = stats.constant_reward & torch.isfinite(stats.rewards)
-    silent = (stats.advantages == 0) & (stats.tokens > 0)
-    raw = torch.where(stats.rewards >= SUCCESS, 1.0, -1.0).double()
-    return torch.where(constant & silent, raw, torch.zeros_like(raw))
 
 
 def rule_input(
@@ -44,11 +24,30 @@ def rule_input(
     settings: SelectionSettings,
     means: BatchMeans | None = None,
 ) -> RuleInput:
-    """Return what a rule looks at, for a whole batch or, with the whole's `means`, a part of it."""
-    joining = joining_advantages(stats) if settings.constant_reward_groups else None
-    advantages = stats.advantages if joining is None else stats.advantages + joining
+    """Return what a rule looks at, for a whole batch or, with the whole's `means`, a part of it.
+
+    Raises:
+        ValueError: the batch lacks what the effect level or `constant_reward_groups` needs.
+    """
+    joining, advantages = None, stats.advantages
+    if settings.constant_reward_groups:
+        joining = _joining_advantages(stats)
+        advantages = stats.advantages + joining
     effects = rollout_effects(replace(stats, advantages=advantages), level, means)
     return RuleInput(stats.advantages, effects, scale, stats.rewards, joining)
+
+
+def _joining_advantages(stats: RolloutStats) -> Tensor:
+    """Raw rewards, +1 or -1, of rollouts in groups with one reward; 0 elsewhere: (B,)."""
+    if stats.rewards is None or stats.group is None:
+        raise ValueError(
+            "constant_reward_groups trains on raw rewards of whole groups; put RolloutBatch.rewards"
+            " (B,) and RolloutBatch.group (B,) into the batch, or leave constant_reward_groups off"
+        )
+    constant = stats.constant_reward & torch.isfinite(stats.rewards)
+    silent = (stats.advantages == 0) & (stats.tokens > 0)
+    raw = torch.where(stats.rewards >= SUCCESS, 1.0, -1.0).double()
+    return torch.where(constant & silent, raw, torch.zeros_like(raw))
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,7 @@ class Response:
     """What a rule can choose from in one batch, and what each pressure is expected to do.
 
     Attributes:
-        rule: the rejection rule.
-        given: what it looks at.
-        settings: how keep probabilities become weights.
+        rule, given: the rejection rule, and what it looks at.
         unit: (B,), effect of an advantage of 1 over all optimizer steps of the batch.
         tokens: (B,), response tokens.
         limit: largest pressure.
@@ -66,7 +63,6 @@ class Response:
 
     rule: Rule
     given: RuleInput
-    settings: SelectionSettings
     unit: Tensor
     tokens: Tensor
     limit: float
@@ -92,40 +88,28 @@ class Response:
         trained = selection.advantages * weights
         return torch.stack([self.unit * trained.clamp(min=0), self.unit * trained.clamp(max=0)])
 
+    def at(self, pressure: float) -> tuple[float, float]:
+        """Expected sums of the kept effects, of positive and of negative advantages."""
+        selection, _ = self.select(pressure)
+        positive, negative = self.kept(selection, selection.probabilities).sum(1).tolist()
+        return positive, negative
+
     @cached_property
     def _grid(self) -> tuple[Tensor, Tensor]:
-        """Pressures (n,), rising, and expected sums of the kept effects (n, 2)."""
+        """Pressures (n,), rising, and `at` of each (n, 2)."""
         half = torch.arange(-_HALF_GRID, _HALF_GRID + 1, dtype=torch.float64) / _HALF_GRID
         pressures = self.limit * half.abs() * half
-        sums = []
-        for pressure in pressures.tolist():
-            selection, active = self.select(pressure)
-            weights = self.settings.expected(selection.probabilities, active)
-            sums.append(self.kept(selection, weights).sum(1))
-        return pressures, torch.stack(sums)
-
-    def at(self, pressure: float) -> tuple[float, float]:
-        """Expected sums of the kept effects, of positive and of negative advantages.
-
-        Between the pressures of the grid, the straight line.
-        """
-        pressures, sums = self._grid
-        place = int(torch.searchsorted(pressures, pressure).clamp(1, len(pressures) - 1))
-        low, high = float(pressures[place - 1]), float(pressures[place])
-        share = min(max((pressure - low) / (high - low), 0.0), 1.0)
-        found = (1 - share) * sums[place - 1] + share * sums[place]
-        return cast("tuple[float, float]", tuple(found.tolist()))
+        sums = [self.at(pressure) for pressure in pressures.tolist()]
+        return pressures, torch.tensor(sums, dtype=torch.float64)
 
     def solve(self, gains: tuple[float, float], wanted: float) -> tuple[float, float]:
-        """Pressure at which the kept effects times the gains sum to `wanted`, and what it gives.
+        """Smallest pressure whose kept effects, times the gains, sum to `wanted` nats per token.
 
-        Args:
-            gains: nats per unit of effect, of positive and of negative advantages.
-            wanted: nats per token.
+        Between the pressures of a grid, the straight line. `gains` are nats per unit of effect, of
+        positive and of negative advantages.
 
         Returns:
-            (pressure, nats): the smallest pressure that gives `wanted`, or the limit and what it
-            gives if `wanted` is out of reach.
+            (pressure, wanted), or the limit and what it gives if `wanted` is out of reach.
         """
         pressures, sums = self._grid
         nats = sums @ torch.tensor(gains, dtype=torch.float64)
@@ -138,7 +122,7 @@ class Response:
         beyond = (values >= side * wanted).nonzero()
         if not len(beyond):
             return side * self.limit, float(side * values[-1])
-        place = max(int(beyond[0]), 1)
+        place = int(beyond[0])
         low, high = float(values[place - 1]), float(values[place])
         share = (side * wanted - low) / (high - low) if high > low else 1.0
         pressure = (1 - share) * float(points[place - 1]) + share * float(points[place])

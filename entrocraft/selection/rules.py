@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["RULES", "SUCCESS", "Rule", "RuleInput", "Selection", "Sign", "Switch", "Tilt", "tilt"]
+__all__ = ["RULES", "SUCCESS", "Rule", "RuleInput", "Selection", "SelectionSettings", "get_rule"]
+
+RULES = ("tilt", "sign", "switch")
+"""Rejection rules by name."""
 
 SUCCESS = 0.5
 """Raw reward from which on a rollout counts as a success: right for {0, 1} and for {-1, 1}."""
 
 
 @dataclass(frozen=True)
-class RuleInput:
-    """What a rule looks at. All tensors are (B,) float64.
+class SelectionSettings:
+    """How rollouts are selected under a given pressure.
 
-    Attributes:
-        advantages: of the estimator.
-        effects: predicted entropy change of each rollout, with the advantages that it would carry.
-        scale: slow average of the effects' mean size, same unit.
-        rewards: raw rewards, or None.
-        joining: advantages that rollouts of constant-reward groups may join the update with, 0
-            elsewhere; None if they may not.
+    Args:
+        floor: for the rule tilt: least keep probability of an active rollout.
+        constant_reward_groups: for the rule tilt: let rollouts of groups in which all succeeded or
+            all failed, whose advantage is 0, join with raw rewards (+1, -1) when they push the
+            wanted way. Needs rewards and groups.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    floor: float = 0.02
+    constant_reward_groups: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"floor must be a probability in [0, 1), got {self.floor}")
+        if not isinstance(joins := self.constant_reward_groups, bool):
+            raise ValueError(f"constant_reward_groups must be true or false, got {joins!r}")
+
+
+@dataclass(frozen=True)
+class RuleInput:
+    """What a rule looks at: (B,) float64 tensors, and the slow average of the effects' mean size.
+
+    `effects` are those of the advantages that each rollout would carry; `joining` are the
+    advantages that rollouts of constant-reward groups may join the update with, 0 elsewhere, None
+    if they may not.
     """
 
     advantages: Tensor
@@ -43,7 +67,7 @@ class Selection:
     advantages: Tensor
 
 
-class Rule(Protocol):
+class Rule(ABC):
     """A rejection rule; what it does to a rollout depends on that rollout and the pressure alone.
 
     Attributes:
@@ -53,12 +77,12 @@ class Rule(Protocol):
     """
 
     name: ClassVar[str]
-    effect: ClassVar[str]
-    deadband: ClassVar[bool]
+    effect: ClassVar[str] = "sign"
+    deadband: ClassVar[bool] = True
 
+    @abstractmethod
     def select(self, given: RuleInput, pressure: float) -> Selection:
         """Return keep probabilities and advantages for this pressure."""
-        ...
 
 
 def tilt(effects: Tensor, rate: float) -> Tensor:
@@ -79,7 +103,7 @@ def tilt(effects: Tensor, rate: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Tilt:
+class Tilt(Rule):
     """Keep rollout j with probability ``exp(-|pressure| c_j / scale)``; see `tilt`. The default.
 
     No active rollout's probability falls below `floor`: a rare rollout with a large effect, such as
@@ -87,13 +111,13 @@ class Tilt:
     way are admitted with probability ``1 - exp(-|pressure| |effect| / scale)``, the others never.
     """
 
-    name: ClassVar[str] = "tilt"
-    effect: ClassVar[str] = "sampled"
-    deadband: ClassVar[bool] = False
     floor: float = 0.02
+    name = "tilt"
+    effect = "sampled"
+    deadband = False
 
     def select(self, given: RuleInput, pressure: float) -> Selection:
-        """Tilt by the pressure in units of the effects' usual size."""
+        """Tilt, the pressure in units of the effects' usual size."""
         if given.scale > 0 and pressure != 0:
             # dividing the effects, not the pressure: neither tiny nor huge effects overflow
             sizes = given.effects / given.scale
@@ -110,17 +134,14 @@ class Tilt:
         )
 
 
-@dataclass(frozen=True)
-class Sign:
+class Sign(Rule):
     """Algorithm 1 of the Entrocraft paper (arXiv 2604.26326): keep rollout j iff ``m A_j >= 0``.
 
     ``m`` is +1 above the band, -1 below it, 0 inside: the negative of the deadband's pressure.
     Rollouts with an advantage of 0 are always kept.
     """
 
-    name: ClassVar[str] = "sign"
-    effect: ClassVar[str] = "sign"
-    deadband: ClassVar[bool] = True
+    name = "sign"
 
     def select(self, given: RuleInput, pressure: float) -> Selection:
         """Reject every rollout whose advantage has the unwanted sign."""
@@ -128,34 +149,44 @@ class Sign:
         return Selection(keep.double(), given.advantages)
 
 
-@dataclass(frozen=True)
-class Switch:
+class Switch(Rule):
     """The rule of the paper's public code: outside its band it trains on raw rewards of one sign.
 
     Above the band only successes train, with advantage +1; below it only failures, with -1; also in
     groups whose rollouts all succeeded or all failed, where group-normalized advantages are 0. A
-    reward of at least `success` counts as a success (so rewards in {0, 1} and in {-1, 1} mean the
-    same). A batch in which the estimator's advantages are all 0 is left as it is.
+    batch in which the estimator's advantages are all 0 is left as it is.
     """
 
-    name: ClassVar[str] = "switch"
-    effect: ClassVar[str] = "sign"
-    deadband: ClassVar[bool] = True
-    success: float = SUCCESS
+    name = "switch"
 
     def select(self, given: RuleInput, pressure: float) -> Selection:
         """Swap the advantages for raw rewards and keep the sign that the pressure asks for."""
         if given.rewards is None:
             raise ValueError(
-                "rule 'switch' trains on raw rewards outside its band; put RolloutBatch.rewards "
-                "(B,) into the batch, or choose rule='tilt' or rule='sign'"
+                "rule 'switch' trains on raw rewards; put RolloutBatch.rewards (B,) into the "
+                "batch, or choose rule='tilt' or rule='sign'"
             )
         if pressure == 0:
             return Selection(torch.ones_like(given.advantages), given.advantages)
-        raw = torch.where(given.rewards >= self.success, 1.0, -1.0).double()
+        raw = torch.where(given.rewards >= SUCCESS, 1.0, -1.0).double()
         raw = torch.where(torch.isnan(given.rewards), torch.zeros_like(raw), raw)
         return Selection((-pressure * raw >= 0).double(), raw)
 
 
-RULES = ("tilt", "sign", "switch")
-"""Rejection rules by name."""
+def get_rule(name: str, settings: SelectionSettings | None = None) -> Rule:
+    """Make the rule of this name.
+
+    Raises:
+        ValueError: an unknown name, or a setting that the rule does not have.
+    """
+    settings = settings or SelectionSettings()
+    if name not in RULES:
+        raise ValueError(
+            f"unknown rule {name!r}; choose one of {', '.join(RULES)} or None for plain RL"
+        )
+    if settings.constant_reward_groups and name != "tilt":
+        raise ValueError(
+            f"constant_reward_groups needs rule='tilt', got {name!r}; 'switch' does so by itself"
+        )
+    rules: dict[str, Rule] = {"tilt": Tilt(settings.floor), "sign": Sign(), "switch": Switch()}
+    return rules[name]

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from entrocraft.feedback.filter import EntropyFilter, FilterState, arrival
+from entrocraft.feedback.filter import EntropyFilter, arrival
 from entrocraft.rollouts import StepInfo
 
-FILTER = EntropyFilter()
 PLAIN = StepInfo(0, momentum=0.0)
 
 
@@ -36,24 +35,33 @@ def test_a_part_of_a_step_brings_a_part_of_what_is_pending(steps):
     assert (1 - before) ** (1 / steps) == pytest.approx(0.9)
 
 
-def follow(state=None, steps=300, gains=(1.0, 1.0), drift=0.0, noise=0.01, seed=0, **changes):
+def follow(
+    state=None,
+    steps=300,
+    gains=(1.0, 1.0),
+    drift=0.0,
+    noise=0.01,
+    seed=0,
+    momentum=0.9,
+    stderr=None,
+):
     """State at the end, and entropies before each step: true, measured and estimated.
 
     The first guess of the gains is 1 unit: 0.05 of the first entropy 1.0 over a size of 0.05.
     """
-    momentum, stderr = changes.pop("momentum", 0.9), changes.pop("stderr", noise)
-    kalman, generator = replace(FILTER, **changes), random.Random(seed)
-    state = FilterState() if state is None else state
+    stderr = noise if stderr is None else stderr
+    generator = random.Random(seed)
+    state = EntropyFilter() if state is None else state
     entropy, pending, seen = 1.0, 0.0, []
     for step in range(steps):
         measured = entropy + generator.gauss(0, noise)
         kept = (generator.gauss(0, 0.01), generator.gauss(0, 0.01))
-        state = kalman.update(state, measured, stderr, size=0.05)
+        state = state.update(measured, stderr, size=0.05)
         seen.append((entropy, measured, state.entropy))
         pending += gains[0] * kept[0] + gains[1] * kept[1]
         entropy += (1 - momentum) * pending + drift
         pending *= momentum
-        state = kalman.predict(state, kept, 0.003, StepInfo(step, momentum=momentum))
+        state = state.predict(kept, 0.003, StepInfo(step, momentum=momentum))
     return state, np.array(seen).T
 
 
@@ -82,15 +90,15 @@ def test_a_constant_model_error_leaves_no_offset(drift):
 
 
 def test_what_is_pending_arrives_in_later_steps():
-    state = FILTER.update(FilterState(), 1.0, 0.01, 0.05)
+    state = EntropyFilter().update(1.0, 0.01, 0.05)
     assert state.gains == pytest.approx((1.0, 1.0))
     step, effects = StepInfo(0, momentum=0.8), (0.05, -0.01)
-    assert FILTER.predicted_change(state, effects, step) == pytest.approx(0.2 * 0.04)
-    state = FILTER.predict(state, effects, 0.0, step)
+    assert state.predicted_change(effects, step) == pytest.approx(0.2 * 0.04)
+    state = state.predict(effects, 0.0, step)
     assert state.entropy == pytest.approx(1.0 + 0.008)
     assert state.pending == pytest.approx(0.032)
-    assert FILTER.predicted_change(state, (0.0, 0.0), step) == pytest.approx(0.2 * 0.032)
-    state = FILTER.predict(state, (0.0, 0.0), 0.0, replace(step, optimizer_steps=3))
+    assert state.predicted_change((0.0, 0.0), step) == pytest.approx(0.2 * 0.032)
+    state = state.predict((0.0, 0.0), 0.0, replace(step, optimizer_steps=3))
     assert state.entropy == pytest.approx(1.0 + 0.04 - 0.032 * 0.8**3)
     assert state.pending == pytest.approx(0.032 * 0.8**3)
 
@@ -98,19 +106,17 @@ def test_what_is_pending_arrives_in_later_steps():
 def test_the_prediction_counts_every_step_of_the_batch():
     state, _ = follow(steps=60, drift=-0.004)
     effects, step = (0.02, -0.01), StepInfo(60, 4, 0.7)
-    predicted = FILTER.predicted_change(state, effects, step)
-    assert FILTER.predict(state, effects, 0.0, step).entropy == pytest.approx(
-        state.entropy + predicted
-    )
-    at_rest = FILTER.predicted_change(replace(state), (0.0, 0.0), step)
+    predicted = state.predicted_change(effects, step)
+    assert state.predict(effects, 0.0, step).entropy == pytest.approx(state.entropy + predicted)
+    at_rest = state.predicted_change((0.0, 0.0), step)
     before, _ = arrival(0.7, 4)
     assert at_rest == pytest.approx(before * state.pending + 4 * state.drift)
 
 
 def test_a_wild_measurement_moves_it_little():
     state, _ = follow(steps=50)
-    calm = FILTER.update(state, state.entropy + 0.05, 0.01, 0.05)
-    wild = FILTER.update(state, state.entropy + 1e6, 0.01, 0.05)
+    calm = state.update(state.entropy + 0.05, 0.01, 0.05)
+    wild = state.update(state.entropy + 1e6, 0.01, 0.05)
     assert abs(wild.entropy - calm.entropy) < 0.05
 
 
@@ -119,7 +125,7 @@ def test_a_measurement_is_cut_at_four_standard_deviations():
     deviation = math.hypot(state.stderr, noise)
 
     def after(deviations):
-        return FILTER.update(state, state.entropy + deviations * deviation, noise, 0.05).entropy
+        return state.update(state.entropy + deviations * deviation, noise, 0.05).entropy
 
     moved = [after(deviations) - state.entropy for deviations in (1, 2, 3.99, 4.01, 100, -100)]
     share = state.stderr**2 / deviation**2
@@ -134,56 +140,58 @@ def test_strange_standard_errors(stderr):
 
 
 def test_an_unknown_standard_error_is_a_tenth_of_the_first_entropy():
-    assert FILTER.update(FilterState(), 0.8, math.inf, 1.0).stderr == pytest.approx(0.08)
+    assert EntropyFilter().update(0.8, math.inf, 1.0).stderr == pytest.approx(0.08)
     state, _ = follow(steps=20)
-    known, unknown = (FILTER.update(state, 0.9, error, 0.05) for error in (0.1, math.nan))
+    known, unknown = (state.update(0.9, error, 0.05) for error in (0.1, math.nan))
     assert known.entropy == pytest.approx(unknown.entropy, rel=1e-2)
 
 
 @pytest.mark.parametrize("gain", [8.0, 50.0, 0.05, -1.0])
-def test_gains_stay_within_their_bound(gain):
+def test_gains_stay_within_their_bound(gain, monkeypatch):
+    monkeypatch.setattr("entrocraft.feedback.filter._GAIN_BOUND", 3.0)
     state = None
     for seed in range(20):
-        state, _ = follow(state, gains=(gain, gain), steps=10, seed=seed, gain_bound=3.0)
+        state, _ = follow(state, gains=(gain, gain), steps=10, seed=seed)
         first = state.first_gain
         assert first is not None
         assert min(state.gains) > first / 3 - 1e-9
         assert max(state.gains) < first * 3.0 + 1e-9
-    free, _ = follow(gains=(gain, gain), gain_bound=1e9)
+    monkeypatch.setattr("entrocraft.feedback.filter._GAIN_BOUND", 1e9)
+    free, _ = follow(gains=(gain, gain))
     assert not all(1 / 3 < learnt < 3 for learnt in free.gains), "the bound must have been needed"
 
 
 @pytest.mark.parametrize(("direction", "factor"), [(1, 30.0), (-1, 1 / 30)])
-def test_gains_are_learnt_up_to_thirty_times_the_first_guess(direction, factor):
-    kalman = replace(FILTER, gain_walk=0.5)
-    state, largest, least = kalman.update(FilterState(), 2.0, 0.001, 0.1), 1.0, 1.0
+def test_gains_are_learnt_up_to_thirty_times_the_first_guess(direction, factor, monkeypatch):
+    monkeypatch.setattr("entrocraft.feedback.filter._GAIN_WALK", 0.5)
+    state, largest, least = EntropyFilter().update(2.0, 0.001, 0.1), 1.0, 1.0
     for step in range(60):
         effect = 0.01 * (-1) ** step  # up and down: neither drift nor pending explain it
-        state = kalman.predict(state, (effect, 0.0), 0.0, PLAIN)
-        state = kalman.update(state, 2.0 + 50 * direction * (effect > 0) * 0.01, 0.001, 0.1)
+        state = state.predict((effect, 0.0), 0.0, PLAIN)
+        state = state.update(2.0 + 50 * direction * (effect > 0) * 0.01, 0.001, 0.1)
         largest, least = max(largest, state.gains[0]), min(least, state.gains[0])
     assert (largest if direction > 0 else least) == pytest.approx(factor * state.first_gain)
 
 
-def test_the_first_gain_is_a_share_of_the_entropy():
-    kalman = EntropyFilter(reachable=0.1)
-    assert FilterState().gains == (0.0, 0.0)
-    state = FilterState()
+def test_the_first_gain_is_a_share_of_the_entropy(monkeypatch):
+    monkeypatch.setattr("entrocraft.feedback.filter._REACHABLE", 0.1)
+    assert EntropyFilter().gains == (0.0, 0.0)
+    state = EntropyFilter()
     for size in (0.0, math.inf, math.nan):
-        state = kalman.update(state, 0.5, 0.01, size)
+        state = state.update(0.5, 0.01, size)
         assert state.gains == (0.0, 0.0), "no size to learn from"
-    state = kalman.update(state, 0.5, 0.01, size=1e-7)
+    state = state.update(0.5, 0.01, size=1e-7)
     assert state.in_nats((1e-7, 0.0)) == pytest.approx(0.1 * 0.5)
     assert state.in_nats((0.0, -1e-7)) == pytest.approx(-0.1 * 0.5)
-    again = kalman.update(state, 0.5, 0.01, size=1.0)
+    again = state.update(0.5, 0.01, size=1.0)
     assert again.gains == pytest.approx(state.gains), "it is guessed once"
 
 
 def test_the_estimate_is_never_below_0():
-    state = FILTER.update(FilterState(), 0.01, 0.005, 0.05)
+    state = EntropyFilter().update(0.01, 0.005, 0.05)
     for _ in range(20):
-        state = FILTER.predict(state, (0.0, -0.1), 0.01, PLAIN)
-        state = FILTER.update(state, 0.0, 0.005, 0.05)
+        state = state.predict((0.0, -0.1), 0.01, PLAIN)
+        state = state.update(0.0, 0.005, 0.05)
         assert 0 <= state.entropy < 0.02
 
 
@@ -196,12 +204,12 @@ def test_the_estimate_is_never_below_0():
 )
 def test_numbers_beyond_float64_start_it_afresh(spread):
     state, _ = follow(steps=20)
-    broken = FILTER.predict(state, (1e200, -1e200), spread, PLAIN)
+    broken = state.predict((1e200, -1e200), spread, PLAIN)
     for value in (broken.entropy, broken.stderr, broken.drift, broken.pending):
         assert math.isfinite(value)
     assert broken.gains == (0.0, 0.0)
     assert broken.stderr == pytest.approx(0.1 * state.first)
-    back = FILTER.update(broken, 0.9, 0.01, 0.05)
+    back = broken.update(0.9, 0.01, 0.05)
     assert back.entropy == pytest.approx(0.9, abs=0.05)
     assert min(back.gains) > 0
 
@@ -217,32 +225,32 @@ def test_states_are_never_changed_in_place():
     state, _ = follow(steps=10)
     before = json.dumps(state.state_dict())
     calls = [
-        lambda: FILTER.update(state, 5.0, 0.01, 0.05),
-        lambda: FILTER.predict(state, (0.1, 0.2), 0.3, PLAIN),
-        lambda: FILTER.update_change(state, 0.1, 0.01, trained=False),
+        lambda: state.update(5.0, 0.01, 0.05),
+        lambda: state.predict((0.1, 0.2), 0.3, PLAIN),
+        lambda: state.update_change(0.1, 0.01, trained=False),
     ]
     for call in calls:
         one, two = call(), call()
         assert same(one, two)
         assert not same(one, state)
         assert json.dumps(state.state_dict()) == before
-    start = FilterState()
-    FILTER.update(start, 0.5, 0.01, 0.05)
-    assert same(start, FilterState())
-    assert FilterState().entropy == start.entropy == 0, "a default must not be shared"
+    start = EntropyFilter()
+    start.update(0.5, 0.01, 0.05)
+    assert same(start, EntropyFilter())
+    assert EntropyFilter().entropy == start.entropy == 0, "a default must not be shared"
 
 
 def test_state_round_trip_continues_bit_for_bit():
     state, _ = follow(steps=37)
     text = json.dumps(state.state_dict(), allow_nan=False)
-    loaded = FilterState.from_state_dict(json.loads(text))
+    loaded = EntropyFilter.from_state_dict(json.loads(text))
     one, two = (follow(start, steps=15, seed=5)[0] for start in (state, loaded))
     assert same(one, two)
 
 
 def test_a_fresh_state_is_serializable_too():
-    text = json.dumps(FilterState().state_dict(), allow_nan=False)
-    assert same(FilterState.from_state_dict(json.loads(text)), FilterState())
+    text = json.dumps(EntropyFilter().state_dict(), allow_nan=False)
+    assert same(EntropyFilter.from_state_dict(json.loads(text)), EntropyFilter())
 
 
 @pytest.mark.parametrize(
@@ -267,7 +275,7 @@ def test_a_fresh_state_is_serializable_too():
 )
 def test_a_broken_state_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        FilterState.from_state_dict(FilterState().state_dict() | changes)
+        EntropyFilter.from_state_dict(EntropyFilter().state_dict() | changes)
 
 
 # ---------------------------------------------------------------- measured changes
@@ -350,19 +358,19 @@ def agree(state, reference):
 
 def test_it_is_least_squares_over_all_that_was_measured():
     reference = LeastSquares(0.5, 0.02, 1.0)
-    state = FILTER.update(FilterState(), 0.5, 0.02, 1.0)
+    state = EntropyFilter().update(0.5, 0.02, 1.0)
     agree(state, reference)
     for number, (steps, momentum) in enumerate([(1, 0.9), (4, 0.9), (2, 0.0)]):
         effects = (0.2 + 0.1 * number, -0.3)
-        state = FILTER.predict(state, effects, 0.25, StepInfo(number, steps, momentum))
+        state = state.predict(effects, 0.25, StepInfo(number, steps, momentum))
         reference.predict(effects, 0.25, steps, momentum)
         agree(state, reference)
         for change, stderr, trained in ((-0.004, 0.002, False), (-0.006, 0.001, True)):
-            state = FILTER.update_change(state, change, stderr, trained)
+            state = state.update_change(change, stderr, trained)
             reference.measure_change(change, stderr, trained)
             agree(state, reference)
         measured = 0.48 - 0.01 * number
-        state = FILTER.update(state, measured, 0.015, 1.0)
+        state = state.update(measured, 0.015, 1.0)
         reference.measure(reference.now[0], measured, 0.015)
         agree(state, reference)
 
@@ -370,14 +378,14 @@ def test_it_is_least_squares_over_all_that_was_measured():
 def still(state, changes, steps=40):
     """State after batches that are thought to move nothing, with these measured changes."""
     for _ in range(steps):
-        state = FILTER.predict(state, (0.5, -0.5), 0.1, PLAIN)
+        state = state.predict((0.5, -0.5), 0.1, PLAIN)
         for change, stderr, trained in changes:
-            state = FILTER.update_change(state, change, stderr, trained)
+            state = state.update_change(change, stderr, trained)
     return state
 
 
 def test_two_kinds_of_changes_tell_the_bias_soon():
-    start = FILTER.update(FilterState(), 0.5, 0.02, 1.0)
+    start = EntropyFilter().update(0.5, 0.02, 1.0)
     both = still(start, [(0.0, 0.003, False), (-0.001, 0.002, True)])
     assert abs(both.entropy - 0.5) < 0.012
     trusting = still(start, [(-0.001, 0.002, True)])
@@ -385,62 +393,62 @@ def test_two_kinds_of_changes_tell_the_bias_soon():
 
 
 def test_changes_on_prompts_left_out_are_believed_more():
-    start = FILTER.update(FilterState(), 0.5, 0.02, 1.0)
+    start = EntropyFilter().update(0.5, 0.02, 1.0)
     ends = {}
     for trained in (True, False):
         state = start
         for _ in range(60):
-            state = FILTER.predict(state, (0.0, 0.0), 0.0, PLAIN)
-            state = FILTER.update_change(state, -0.002, 0.0002, trained)
-            state = FILTER.update(state, 0.5, 0.02, 1.0)
+            state = state.predict((0.0, 0.0), 0.0, PLAIN)
+            state = state.update_change(-0.002, 0.0002, trained)
+            state = state.update(0.5, 0.02, 1.0)
         ends[trained] = state.entropy
     assert ends[False] < ends[True] - 0.001
-    one = FILTER.predict(start, (0.0, 0.0), 0.0, PLAIN)
-    sure, unsure = (FILTER.update_change(one, -0.002, 0.0002, on).stderr for on in (False, True))
+    one = start.predict((0.0, 0.0), 0.0, PLAIN)
+    sure, unsure = (one.update_change(-0.002, 0.0002, on).stderr for on in (False, True))
     assert sure < unsure
 
 
 def test_a_constant_bias_of_measured_changes_is_found_out():
-    truth, state = 0.5, FilterState()
+    truth, state = 0.5, EntropyFilter()
     generator = torch.Generator().manual_seed(0)
     errors = []
     for step in range(600):
         noise = float(torch.randn((), generator=generator))
-        state = FILTER.update(state, truth + 0.02 * noise, 0.02, 1.0)
+        state = state.update(truth + 0.02 * noise, 0.02, 1.0)
         errors.append(state.entropy - truth)
-        state = FILTER.predict(state, (0.5, -0.5), 0.1, PLAIN)
+        state = state.predict((0.5, -0.5), 0.1, PLAIN)
         change = 0.004 * math.sin(step / 5)
         truth += change
-        state = FILTER.update_change(state, change - 0.001, 0.001)
+        state = state.update_change(change - 0.001, 0.001)
     assert abs(np.mean(errors[300:])) < 0.003
     assert np.mean(errors[:30]) < -0.003, "at first it has to be believed"
 
 
 def test_measured_changes_carry_the_estimate_where_measurements_are_blunt():
-    truth, sharp, blunt = 0.5, FilterState(), FilterState()
+    truth, sharp, blunt = 0.5, EntropyFilter(), EntropyFilter()
     generator = torch.Generator().manual_seed(0)
     errors = {"sharp": 0.0, "blunt": 0.0}
     for step in range(120):
         measured = truth + 0.02 * float(torch.randn((), generator=generator))
-        sharp, blunt = (FILTER.update(state, measured, 0.02, 1.0) for state in (sharp, blunt))
+        sharp, blunt = (state.update(measured, 0.02, 1.0) for state in (sharp, blunt))
         if step > 40:
             errors["sharp"] += abs(sharp.entropy - truth)
             errors["blunt"] += abs(blunt.entropy - truth)
-        sharp, blunt = (FILTER.predict(s, (0.5, -0.5), 0.1, PLAIN) for s in (sharp, blunt))
+        sharp, blunt = (s.predict((0.5, -0.5), 0.1, PLAIN) for s in (sharp, blunt))
         change = 0.004 * math.sin(step / 5)
         truth += change
-        sharp = FILTER.update_change(sharp, change, 0.001, trained=False)
+        sharp = sharp.update_change(change, 0.001, trained=False)
     assert errors["sharp"] < 0.6 * errors["blunt"]
 
 
 @pytest.mark.parametrize(("change", "stderr"), [(math.nan, 0.1), (0.1, math.inf), (0.1, math.nan)])
 def test_a_change_of_unknown_error_teaches_nothing(change, stderr):
-    state = FILTER.update(FilterState(), 0.5, 0.02, 1.0)
-    state = FILTER.predict(state, (0.3, -0.1), 0.2, StepInfo(0))
-    assert same(FILTER.update_change(state, change, stderr), state)
+    state = EntropyFilter().update(0.5, 0.02, 1.0)
+    state = state.predict((0.3, -0.1), 0.2, StepInfo(0))
+    assert same(state.update_change(change, stderr), state)
 
 
 def test_a_change_before_any_update_teaches_nothing():
-    state = FILTER.update(FilterState(), 0.5, 0.02, 1.0)
-    for early in (FilterState(), state):
-        assert same(FILTER.update_change(early, 0.1, 0.01), early)
+    state = EntropyFilter().update(0.5, 0.02, 1.0)
+    for early in (EntropyFilter(), state):
+        assert same(early.update_change(0.1, 0.01), early)

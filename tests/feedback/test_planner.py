@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from entrocraft.feedback import Planner, Situation
+from entrocraft.feedback.filter import EntropyFilter
 from entrocraft.rollouts import StepInfo
 
 LIMIT = 8.0
@@ -101,7 +102,7 @@ def run(process, target, steps, known=1.0, batch_steps=1, state=None, planner=No
         )
         pressure, state, _ = planner.choose(state, situation)
         spread = 0.3 * known * batch_steps
-        state, _ = planner.applied(state, curve.at(pressure.value), spread, place)
+        state = state.predict(curve.at(pressure.value), spread, place)
         chosen.append(pressure)
         for _ in range(batch_steps):
             process.step(pressure.value)
@@ -192,8 +193,8 @@ def test_the_plan_counts_on_what_is_pending_and_on_the_drift():
     planner, place = Planner(horizon=5), StepInfo(0, 1, 0.8)
     state = planner.start()
     for measured in (0.5, 0.48, 0.46, 0.45):  # falls though nothing was done: a drift
-        state = planner.filter.update(state, measured, 0.002, 1.0)
-        state = planner.filter.predict(state, (-0.1, -0.1), 0.02, place)
+        state = state.update(measured, 0.002, 1.0)
+        state = state.predict((-0.1, -0.1), 0.02, place)
     assert state.pending < -1e-3
     assert state.drift < -1e-3
     goal = state.entropy - 0.005
@@ -203,7 +204,7 @@ def test_the_plan_counts_on_what_is_pending_and_on_the_drift():
     pressure, state, _ = planner.choose(state, situation)
     assert not pressure.saturated
     for _ in range(5):
-        state, _ = planner.applied(state, curve.at(pressure.value), 0.0, place)
+        state = state.predict(curve.at(pressure.value), 0.0, place)
     assert state.entropy == pytest.approx(goal, abs=1e-9)
 
 
@@ -257,21 +258,21 @@ def test_it_recovers_at_once_from_an_unreachable_target():
 
 
 def test_state_round_trip_continues_bit_for_bit():
-    target, planner = ramp(0.6, 0.4, 100), Planner()
+    target = ramp(0.6, 0.4, 100)
     whole = run(Process(0.6), target, 80).pressures
     process = Process(0.6)
     head = run(process, target, 40)
-    text = json.dumps(planner.state_dict(head.state), allow_nan=False)
-    state = planner.load_state(json.loads(text))
+    text = json.dumps(head.state.state_dict(), allow_nan=False)
+    state = EntropyFilter.from_state_dict(json.loads(text))
     tail = run(process, lambda step: target(step + 40), 40, state=state)
     assert np.array_equal(whole, np.concatenate([head.pressures, tail.pressures]))
 
 
 def test_what_it_logs_of_a_batch_that_enters_the_update():
-    planner, place = Planner(), StepInfo(0, 1, 0.8)
+    place = StepInfo(0, 1, 0.8)
     _, state, _ = reachable(lambda pressure: 0.4 * pressure, 0.52)
-    after, metrics = planner.applied(state, (0.4, -0.2), 0.0, place)
-    assert metrics == {
+    after = state.predict((0.4, -0.2), 0.0, place)
+    assert state.report((0.4, -0.2), place) == {
         "entropy/chosen_change": pytest.approx(0.005),
         "entropy/predicted_change": pytest.approx(0.001),
         "entropy/drift": 0.0,
@@ -280,15 +281,3 @@ def test_what_it_logs_of_a_batch_that_enters_the_update():
     }
     assert after.entropy == pytest.approx(0.501)
     assert after.pending == pytest.approx(0.004)
-
-
-def test_measured_changes_reach_the_filter_with_their_kind():
-    planner = Planner()
-    _, state, _ = reachable(lambda pressure: 0.4 * pressure, 0.52)
-    state, _ = planner.applied(state, (0.4, -0.2), 0.1, StepInfo(0))
-    for trained in (True, False):
-        told = planner.post_update(state, -0.002, 0.0005, trained)
-        expected = planner.filter.update_change(state, -0.002, 0.0005, trained)
-        assert told.state_dict() == expected.state_dict()
-    both = [planner.post_update(state, -0.002, 0.0005, kind).stderr for kind in (True, False)]
-    assert both[0] > both[1]

@@ -26,23 +26,20 @@ def respond(batch, rule="tilt", level="sampled", limit=LIMIT, **selection):
     given = replace(given, scale=float(active.abs().mean()))
     ones = replace(stats, advantages=torch.ones_like(stats.advantages))
     unit = batch.optimizer_steps * rollout_effects(ones, level, BatchMeans.of(stats))
-    return Response(get_rule(rule, chosen), given, chosen, unit, stats.tokens, limit)
+    return Response(get_rule(rule, chosen), given, unit, stats.tokens, limit)
 
 
 def exact(response, pressure):
     """Sums of the kept effects at one pressure: of positive and of negative advantages."""
-    selection, active = response.select(pressure)
-    weights = response.settings.expected(selection.probabilities, active)
-    trained = (selection.advantages * weights).numpy()
+    selection, _ = response.select(pressure)
+    trained = (selection.advantages * selection.probabilities).numpy()
     unit = response.unit.numpy()
     return np.array([(unit * trained)[trained > 0].sum(), (unit * trained)[trained < 0].sum()])
 
 
 CASES = [
     {},
-    {"draw": False},
     {"floor": 0.1},
-    {"effective_batch": 9},
     {"constant_reward_groups": True},
     {"level": "logit"},
     {"level": "sign"},
@@ -54,16 +51,7 @@ CASES = [
 def test_at_is_the_expected_sum_of_the_kept_effects(case, seed):
     response = respond(make_batch(seed=seed, optimizer_steps=2.0), **case)
     for pressure in PRESSURES:
-        error = np.abs(np.array(response.at(pressure)) - exact(response, pressure))
-        assert error.max() < 0.01 * response.size, pressure
-    for pressure in (-LIMIT, 0.0, LIMIT):
         np.testing.assert_allclose(response.at(pressure), exact(response, pressure), rtol=1e-12)
-
-
-def test_beyond_the_limit_nothing_more_is_expected():
-    response = respond(make_batch())
-    for pressure, limit in ((9.0, 8.0), (-1e9, -8.0)):
-        assert response.at(pressure) == response.at(limit)
 
 
 @pytest.mark.parametrize("gains", [(1.0, 1.0), (0.3, 3.0), (3.0, 0.3)])
@@ -83,8 +71,6 @@ def test_solve_finds_the_pressure_of_a_fine_bisection(case, gains):
             assert reached == wanted
             assert 0 < pressure / end <= 1
             assert nats(pressure) == pytest.approx(wanted, abs=0.01 * unit)
-            if "effective_batch" in case:
-                continue  # what thinning leaves need not grow with the pressure
             low, high = 0.0, end
             for _ in range(60):
                 middle = 0.5 * (low + high)

@@ -2,22 +2,15 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import LinearConstraint, minimize
 
-from entrocraft.selection import (
-    RULES,
-    RuleInput,
-    SelectionSettings,
-    Sign,
-    Switch,
-    Tilt,
-    get_rule,
-    tilt,
-)
+from entrocraft.selection import RULES, RuleInput, SelectionSettings, get_rule
+from entrocraft.selection.rules import Sign, Switch, Tilt, tilt
 
 INF = math.inf
 
@@ -137,7 +130,6 @@ def test_switch_gives_unscorable_rollouts_no_weight():
 def test_switch_reads_graded_rewards_by_its_threshold():
     seen = RuleInput(torch.zeros(3), torch.zeros(3), 1.0, torch.tensor([0.2, 0.5, 0.9]))
     assert Switch().select(seen, -1.0).probabilities.tolist() == [0, 1, 1]
-    assert Switch(success=0.9).select(seen, -1.0).probabilities.tolist() == [0, 0, 1]
 
 
 def test_switch_needs_rewards_also_inside_its_band():
@@ -155,6 +147,20 @@ def test_rules_by_name():
     for name in ("sign", "switch"):
         with pytest.raises(ValueError, match=f"constant_reward_groups needs .* got '{name}'"):
             get_rule(name, SelectionSettings(constant_reward_groups=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"floor": 1}, "floor must be a probability in [0, 1), got 1"),
+        ({"floor": -0.1}, "floor must be a probability in [0, 1), got -0.1"),
+        ({"floor": math.nan}, "floor must be a probability in [0, 1), got nan"),
+        ({"constant_reward_groups": 1}, "constant_reward_groups must be true or false, got 1"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SelectionSettings(**changes)
 
 
 @pytest.mark.parametrize(

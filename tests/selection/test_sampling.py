@@ -1,6 +1,4 @@
-"""From keep probabilities to weights: exact inclusion frequencies and expectations."""
-
-import re
+"""From keep probabilities to the rollouts that are kept: exact inclusion frequencies."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrocraft.selection.sampling import SelectionSettings, systematic_draw
+from entrocraft.selection.sampling import systematic_draw
 
 
 def grid(count):
@@ -65,74 +63,3 @@ def test_certain_rollouts_are_certain(p, uniform, random):
     edges = np.cumsum([p[row] for row in order if 0 < p[row] < 1]) - uniform
     if bool((np.abs(edges - np.round(edges)) > 1e-9).all()):  # else the last digit decides
         assert abs(sum(kept.tolist()) - sum(p)) < 1 + 1e-9
-
-
-# ---------------------------------------------------------------- settings
-
-
-def example(count=40, seed=0):
-    """Probabilities, active rollouts and an order; every fourth rollout is not active."""
-    generator = torch.Generator().manual_seed(seed)
-    p = torch.rand(count, generator=generator, dtype=torch.float64)
-    active = torch.arange(count) % 4 != 0
-    p[~active] = 1.0
-    return p, active, torch.randperm(count, generator=generator)
-
-
-@pytest.mark.parametrize("effective_batch", [None, 10, 1000])
-def test_weights_average_to_what_is_expected(effective_batch):
-    sampling = SelectionSettings(effective_batch=effective_batch)
-    p, active, order = example()
-    drawn = [sampling.weights(p, active, order, u) for u in grid(4000)]
-    assert {weight for weights in drawn for weight in weights.tolist()} == {0.0, 1.0}
-    expected = sampling.expected(p, active)
-    np.testing.assert_allclose(torch.stack(drawn).mean(0), expected, atol=1.01 / 4000)
-
-
-def test_without_a_draw_probabilities_are_weights():
-    p, active, order = example()
-    sampling = SelectionSettings(draw=False)
-    for uniform in (0.0, 0.7):
-        assert torch.equal(sampling.weights(p, active, order, uniform), p)
-    assert torch.equal(sampling.expected(p, active), p)
-
-
-def test_the_effective_batch_is_constant_if_there_are_enough():
-    sampling = SelectionSettings(effective_batch=12)
-    for seed in range(20):
-        p, active, order = example(80, seed)
-        for uniform in grid(5):
-            weights = sampling.weights(p, active, order, uniform)
-            # rollouts that are not active are certain and stay out of the comb
-            assert abs(int((weights[active] > 0).sum()) - 12) <= 1
-            assert bool((weights[~active] == 1).all())
-        share = sampling.expected(p, active) / p
-        np.testing.assert_allclose(share[active], 12 / float(p[active].sum()))
-
-
-def test_a_batch_below_the_effective_size_is_left_alone():
-    p, active, order = example()
-    plain = SelectionSettings().weights(p, active, order, 0.3)
-    large, small = SelectionSettings(effective_batch=500), SelectionSettings(effective_batch=5)
-    assert torch.equal(large.weights(p, active, order, 0.3), plain)
-    nobody = torch.zeros(40, dtype=torch.bool)
-    assert torch.equal(small.expected(p, nobody), p)
-    none_left = torch.where(active, 0.0, p)
-    assert torch.equal(small.expected(none_left, active), none_left)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"floor": 1}, "floor must be a probability in [0, 1), got 1"),
-        ({"floor": -0.1}, "floor must be a probability in [0, 1), got -0.1"),
-        ({"floor": float("nan")}, "floor must be a probability in [0, 1), got nan"),
-        ({"effective_batch": 0}, "effective_batch must be at least 1 rollout, got 0"),
-        ({"effective_batch": 5, "draw": False}, "effective_batch thins by chance"),
-        ({"draw": "yes"}, "draw must be true or false, got 'yes'"),
-        ({"constant_reward_groups": 1}, "constant_reward_groups must be true or false, got 1"),
-    ],
-)
-def test_bad_settings(changes, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        SelectionSettings(**changes)
