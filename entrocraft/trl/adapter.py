@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
+import trl
 from accelerate.utils import broadcast, gather
 from torch import Tensor, nn
 from transformers import TrainerCallback
@@ -39,19 +41,8 @@ _MEAN_OF_ROLLOUTS = ("grpo", "sapo")
 _OVER_ROLLOUTS = (*_MEAN_OF_ROLLOUTS, "dr_grpo", "luspo")
 """TRL's losses that divide by the number of rollouts, with or without tokens."""
 
-_MODEL_INPUTS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
-"""What TRL hands to its log-prob pass besides the tokens, as far as the batch has it."""
+_MODEL_INPUTS = signature(trl.GRPOTrainer._get_per_token_logps_and_entropies).parameters
+"""What TRL's log-prob pass takes: besides tokens what a vision model needs, as the batch has it."""
 
 
 @dataclass(frozen=True)
@@ -167,11 +158,9 @@ class AcceleratorProcesses(Processes):
         self._device = accelerator.device
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Concatenate the rows of all processes, equally many on each."""
         return gather(rows.to(self._device)).cpu() if self.count > 1 else rows
 
     def broadcast(self, values: Tensor) -> Tensor:
-        """Return the first process's values."""
         return broadcast(values.to(self._device)).cpu() if self.count > 1 else values
 
 
@@ -182,7 +171,7 @@ class GenerationBatch(Adapter):
         trainer: with `entropy_control`.
         output: the batch as TRL scored it; its advantages are replaced.
         recorder: of the trainer's log-prob passes.
-        rewards: of all processes' rollouts, or None.
+        rewards: (B,) of all processes' rollouts, or None.
 
     Raises:
         ValueError: a trainer whose advantages are not one for each rollout.
@@ -217,11 +206,9 @@ class GenerationBatch(Adapter):
         )
 
     def step_info(self) -> StepInfo:
-        """Optimizer steps taken, and those that this batch is used for."""
         return self._step
 
     def local_stats(self) -> RolloutStats:
-        """Per-rollout sums of this process; vLLM's importance ratios are taken in."""
         advantages, sensitivity = self.output["advantages"], self.signals.sensitivity
         if (ratio := self.output.get("importance_sampling_ratio")) is not None:
             # of vLLM's policy to ours, (B, T) or (B, 1): the loss multiplies tokens by it, and
@@ -240,29 +227,25 @@ class GenerationBatch(Adapter):
         return batch.stats()
 
     def complete(self, stats: RolloutStats) -> RolloutStats:
-        """Add rewards, prompts and the loss's weights, in TRL's order: groups are contiguous."""
         loss = getattr(self._trainer, "loss_type", None)  # RLOO has none, averages over rollouts
         weighted = loss in _MEAN_OF_ROLLOUTS
         return replace(
             stats,
             rewards=None if self._rewards is None else self._rewards.detach().cpu().double(),
-            group=torch.arange(len(stats)) // self._trainer.num_generations,
+            group=torch.arange(len(stats)) // self._trainer.num_generations,  # TRL's order
             token_weight=1 / stats.tokens.clamp(min=1) if weighted else None,
             by_rollout=loss is None or loss in _OVER_ROLLOUTS,
         )
 
     def write(self, decision: Decision, advantages: Tensor, stats: RolloutStats) -> None:
-        """Put the advantages into the batch."""
         old = self.output["advantages"]
         self.output["advantages"] = advantages.to(old.device, old.dtype)
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Append to TRL's metrics."""
         for name, value in metrics.items():
             self._trainer._metrics["train"][name].append(value)
 
     def score(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass without gradients over some rollouts."""
         rows, count = chosen.to(self.mask.device), len(self.mask)
         part = {
             name: value[rows] if torch.is_tensor(value) and value.shape[:1] == (count,) else value
@@ -300,7 +283,6 @@ class Remeasuring(TrainerCallback):
             self._batch = batch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure, once the batch was used for its last step."""
         batch = self._batch
         if batch is not None:
             step = batch.step_info()
