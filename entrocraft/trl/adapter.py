@@ -58,12 +58,7 @@ class Signals:
 
 
 class SignalRecorder:
-    """Takes signals from TRL's log-prob passes.
-
-    Args:
-        trainer: TRL's.
-        level: effect level of the hosted method, or None.
-    """
+    """Takes signals from TRL's log-prob passes, as an effect level needs them."""
 
     def __init__(self, trainer: Any, level: str | None) -> None:
         self._trainer = trainer
@@ -75,10 +70,7 @@ class SignalRecorder:
 
     @contextmanager
     def listening(self, sensitivity: bool = True) -> Iterator[None]:
-        """Record the first pass of the policy without gradients inside this block.
-
-        `sensitivity` False leaves sensitivities out, whatever the level.
-        """
+        """Record the first pass of the policy without gradients inside this block."""
         self._open, self._first = True, None
         self._sensitive = sensitivity and self._level_needs_tokens
         try:
@@ -165,13 +157,9 @@ class AcceleratorProcesses(Processes):
 
 
 class GenerationBatch(Adapter):
-    """One generation batch of a TRL trainer.
+    """One generation batch of a TRL trainer, `output` as TRL scored it.
 
-    Args:
-        trainer: with `entropy_control`.
-        output: the batch as TRL scored it; its advantages are replaced.
-        recorder: of the trainer's log-prob passes.
-        rewards: (B,) of all processes' rollouts, or None.
+    `rewards` are those of all processes' rollouts, or None.
 
     Raises:
         ValueError: a trainer whose advantages are not one for each rollout.
@@ -197,13 +185,9 @@ class GenerationBatch(Adapter):
         self._trainer, self._recorder, self._rewards = trainer, recorder, rewards
         self.mask = response_mask(output)
         self.signals = recorder.signals(output)
-        args = trainer.args
-        micro_batches = args.steps_per_generation * trainer.num_iterations
-        self._step = StepInfo(
-            trainer.state.global_step,
-            micro_batches / args.gradient_accumulation_steps,
-            _momentum(trainer.optimizer),
-        )
+        micro_batches = trainer.args.steps_per_generation * trainer.num_iterations
+        steps = micro_batches / trainer.args.gradient_accumulation_steps
+        self._step = StepInfo(trainer.state.global_step, steps, _momentum(trainer.optimizer))
 
     def step_info(self) -> StepInfo:
         return self._step

@@ -42,7 +42,7 @@ def main() -> None:
     Raises:
         SystemExit: nothing that makes sense is configured.
     """
-    if {"-h", "--help"} & set(sys.argv[1:]):
+    if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
     sys.argv[1:] = arguments_for_verl(sys.argv[1:])
     import hydra

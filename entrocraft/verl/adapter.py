@@ -52,8 +52,8 @@ class TrainingBatch(Adapter):
         self.processes = Processes()  # verl's driver sees all rollouts
         self.batch = batch
         self._trainer, self._metrics = trainer, metrics
-        betas = OmegaConf.select(trainer.config, "actor_rollout_ref.actor.optim.betas")
-        self._step = StepInfo(step, optimizer_steps, None if betas is None else float(betas[0]))
+        momentum = OmegaConf.select(trainer.config, "actor_rollout_ref.actor.optim.betas[0]")
+        self._step = StepInfo(step, optimizer_steps, momentum)
         rows, self._nested_mask = self._read(measured)
         self._rollouts = Trajectories(rows)
         algorithm = trainer.config.algorithm

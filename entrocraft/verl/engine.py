@@ -46,7 +46,6 @@ def serve_sensitivity(engine: Any) -> None:
 @torch.no_grad()
 def _sensitivity(engine: Any, output: Any, output_args: Any, micro_batch: Any) -> Tensor:
     """Nested (rows, prompt and response) values, each at the position that predicts the token."""
-
     setting = partial(tensordict_utils.get_non_tensor_data, micro_batch)
     if setting("use_fused_kernels", False):
         raise RuntimeError(
@@ -64,23 +63,14 @@ def _sensitivity(engine: Any, output: Any, output_args: Any, micro_batch: Any) -
     else:
         rows = zip(logits, lengths.diff().tolist(), strict=True)
         flat = torch.cat([row[:length] for row, length in rows])
-    temperature = _one(output_args["temperature_rmpad" if packed else "temperature"])
-    values = token_statistics(flat, labels, temperature).sensitivity
-    if packed:
-        values = engine._gather_and_unpad_packed(values, output_args["pad_size"])
-    return torch.nested.nested_tensor_from_jagged(values, lengths)
-
-
-def _one(temperature: Tensor) -> float:
-    """The temperature that all tokens share.
-
-    Raises:
-        RuntimeError: they do not.
-    """
+    temperature = output_args["temperature_rmpad" if packed else "temperature"]
     low, high = float(temperature.min()), float(temperature.max())
     if low != high:
         raise RuntimeError(
             f"rollouts of one batch were sampled at temperatures from {low:g} to {high:g}; the "
             "level 'logit' knows one: use +entrocraft.effect=sampled"
         )
-    return low
+    values = token_statistics(flat, labels, low).sensitivity
+    if packed:
+        values = engine._gather_and_unpad_packed(values, output_args["pad_size"])
+    return torch.nested.nested_tensor_from_jagged(values, lengths)
