@@ -15,7 +15,6 @@ except ImportError as error:
         f"entrocraft.trl needs TRL ({error}); pip install 'entrocraft[trl]'"
     ) from error
 
-from entrocraft.trl.mixin import EntropyControlMixin
-from entrocraft.trl.trainers import GRPOTrainer, RLOOTrainer
+from entrocraft.trl.trainers import EntropyControlMixin, GRPOTrainer, RLOOTrainer
 
 __all__ = ["EntropyControlMixin", "GRPOTrainer", "RLOOTrainer"]

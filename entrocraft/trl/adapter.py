@@ -1,27 +1,144 @@
-"""Adapter of TRL: applies a decision to a generation batch and scores it again afterwards."""
+"""Adapter of TRL: reads a generation batch, applies a decision and scores the batch again.
+
+TRL computes log-probabilities (and entropies) of the completions in one method. Where it does so
+before the update anyway, the pass is listened to; where it does not, one pass without gradients is
+made. The logit-level sensitivity comes from the same pass, position by position.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
+import trl
 from accelerate.utils import broadcast, gather
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from entrocraft.adapter import Adapter, Processes, ScoredTokens, run_remeasure
+from entrocraft.effects import TOKEN_LEVELS
 from entrocraft.method import Decision
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
-from entrocraft.trl.optimizer import optimizer_momentum
-from entrocraft.trl.signals import SignalRecorder, rows_of
+from entrocraft.trl.head import has_dropout, pass_with_sensitivity
 
-__all__ = ["AcceleratorProcesses", "GenerationBatch", "Remeasuring"]
+__all__ = [
+    "AcceleratorProcesses",
+    "GenerationBatch",
+    "Remeasuring",
+    "SignalRecorder",
+    "Signals",
+    "innermost_optimizer",
+    "response_mask",
+]
 
 _MEAN_OF_ROLLOUTS = ("grpo", "sapo")
 """TRL's losses that average over the tokens of each rollout first."""
 
 _OVER_ROLLOUTS = (*_MEAN_OF_ROLLOUTS, "dr_grpo", "luspo")
 """TRL's losses that divide by the number of rollouts, with or without tokens."""
+
+_MODEL_INPUTS = signature(trl.GRPOTrainer._get_per_token_logps_and_entropies).parameters
+"""What TRL's log-prob pass takes: besides tokens what a vision model needs, as the batch has it."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Per-token signals of one process, (B, T) each, in nats.
+
+    `sensitivity` (nats per unit of advantage) is None unless the effect level needs it.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
+    sensitivity: Tensor | None = None
+
+
+class SignalRecorder:
+    """Takes signals from TRL's log-prob passes, as an effect level needs them."""
+
+    def __init__(self, trainer: Any, level: str | None) -> None:
+        self._trainer = trainer
+        self._level_needs_tokens = level in TOKEN_LEVELS
+        # two passes that drop other units differ by more than an update does
+        self._dropout = has_dropout(trainer.model)
+        self._open = self._sensitive = False
+        self._first: Signals | None = None
+
+    @contextmanager
+    def listening(self, sensitivity: bool = True) -> Iterator[None]:
+        """Record the first pass of the policy without gradients inside this block."""
+        self._open, self._first = True, None
+        self._sensitive = sensitivity and self._level_needs_tokens
+        try:
+            yield
+        finally:
+            self._open = False
+
+    def wants(self, model: nn.Module) -> bool:
+        """Whether to record TRL's pass of this model."""
+        trainer = self._trainer
+        if not self._open or self._first is not None or torch.is_grad_enabled():
+            return False
+        policy = model is trainer.model or model is getattr(trainer, "model_wrapped", None)
+        return policy and not (self._dropout and model.training)
+
+    def record(self, compute: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run TRL's pass `compute(*args, **kwargs)`, with entropies, and keep what it says."""
+        kwargs = dict(kwargs, compute_entropy=True)
+        if self._sensitive:
+            out, sensitivity = pass_with_sensitivity(self._trainer, compute, args, kwargs)
+        else:
+            out, sensitivity = compute(*args, **kwargs), None
+        if out[1] is None:
+            raise RuntimeError(
+                "TRL returned no entropies although asked to; entrocraft knows TRL 1.5 to 1.16: "
+                "pin one of them"
+            )
+        self._first = Signals(out[0].detach(), out[1].detach(), sensitivity)
+        return out
+
+    def signals(self, output: dict[str, Any]) -> Signals:
+        """Of a batch that TRL scored: what was recorded, or else of a pass of its own."""
+        if self._first is not None and _is_pass_of(self._first.logprobs, output):
+            return self._first
+        return self.ask(output)
+
+    def ask(self, output: dict[str, Any], sensitivity: bool = True) -> Signals:
+        """Make one pass without gradients over a batch that TRL scored."""
+        trainer = self._trainer
+        training = trainer.model.training
+        trainer.model.eval()  # dropout would draw from the generator that the plain trainer uses
+        try:
+            with torch.no_grad(), self.listening(sensitivity):
+                trainer._get_per_token_logps_and_entropies(
+                    trainer.model,
+                    torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+                    torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+                    output["completion_ids"].size(1),
+                    batch_size=trainer.args.per_device_train_batch_size,
+                    **{name: output[name] for name in _MODEL_INPUTS if name in output},
+                )
+        finally:
+            trainer.model.train(training)
+        assert self._first is not None
+        return self._first
+
+
+def _is_pass_of(logprobs: Tensor, output: dict[str, Any]) -> bool:
+    """Whether a recorded pass is the old-log-prob pass of this very batch.
+
+    A pass of the reference policy that shares the model (PEFT's adapter switched off) looks the
+    same from outside; the batch's own old log-probabilities tell them apart.
+    """
+    if (old := output.get("old_per_token_logps")) is not None:
+        return torch.equal(old, logprobs)
+    if (old := output.get("old_logps")) is not None:
+        return torch.equal(old, (logprobs * output["completion_mask"]).sum(1))
+    return False
 
 
 class AcceleratorProcesses(Processes):
@@ -33,28 +150,16 @@ class AcceleratorProcesses(Processes):
         self._device = accelerator.device
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Concatenate the rows of all processes, equally many on each."""
-        if self.count == 1:
-            return rows
-        rows = rows.float() if self._device.type == "mps" else rows
-        return gather(rows.to(self._device)).cpu().to(torch.float64)
+        return gather(rows.to(self._device)).cpu() if self.count > 1 else rows
 
     def broadcast(self, values: Tensor) -> Tensor:
-        """Return the first process's values."""
-        if self.count == 1:
-            return values
-        values = values.float() if self._device.type == "mps" else values
-        return broadcast(values.to(self._device), from_process=0).cpu()
+        return broadcast(values.to(self._device)).cpu() if self.count > 1 else values
 
 
 class GenerationBatch(Adapter):
-    """One generation batch of a TRL trainer.
+    """One generation batch of a TRL trainer, `output` as TRL scored it.
 
-    Args:
-        trainer: with `entropy_control`.
-        output: the batch as TRL scored it; its advantages are replaced.
-        recorder: of the trainer's log-prob passes.
-        rewards: of all processes' rollouts, or None.
+    `rewards` are those of all processes' rollouts, or None.
 
     Raises:
         ValueError: a trainer whose advantages are not one for each rollout.
@@ -78,24 +183,16 @@ class GenerationBatch(Adapter):
         self.processes = AcceleratorProcesses(trainer.accelerator)
         self.output = output
         self._trainer, self._recorder, self._rewards = trainer, recorder, rewards
-        self.mask = output["completion_mask"].bool()
-        if output.get("tool_mask") is not None:
-            self.mask = self.mask & output["tool_mask"].bool()
-        self.signals = recorder.heard(output) or recorder.ask(trainer, output)
-        args = trainer.args
-        micro_batches = args.steps_per_generation * trainer.num_iterations
-        self._step = StepInfo(
-            trainer.state.global_step,
-            micro_batches / args.gradient_accumulation_steps,
-            optimizer_momentum(trainer.optimizer),
-        )
+        self.mask = response_mask(output)
+        self.signals = recorder.signals(output)
+        micro_batches = trainer.args.steps_per_generation * trainer.num_iterations
+        steps = micro_batches / trainer.args.gradient_accumulation_steps
+        self._step = StepInfo(trainer.state.global_step, steps, _momentum(trainer.optimizer))
 
     def step_info(self) -> StepInfo:
-        """Optimizer steps taken, and those that this batch is used for."""
         return self._step
 
     def local_stats(self) -> RolloutStats:
-        """Per-rollout sums of this process; vLLM's importance ratios are taken in."""
         advantages, sensitivity = self.output["advantages"], self.signals.sensitivity
         if (ratio := self.output.get("importance_sampling_ratio")) is not None:
             # of vLLM's policy to ours, (B, T) or (B, 1): the loss multiplies tokens by it, and
@@ -114,45 +211,40 @@ class GenerationBatch(Adapter):
         return batch.stats()
 
     def complete(self, stats: RolloutStats) -> RolloutStats:
-        """Add rewards, prompts and the loss's weights, in TRL's order: groups are contiguous."""
         loss = getattr(self._trainer, "loss_type", None)  # RLOO has none, averages over rollouts
         weighted = loss in _MEAN_OF_ROLLOUTS
-        return RolloutStats(
-            advantages=stats.advantages,
-            tokens=stats.tokens,
-            logprob=stats.logprob,
-            entropy=stats.entropy,
-            sensitivity=stats.sensitivity,
+        return replace(
+            stats,
             rewards=None if self._rewards is None else self._rewards.detach().cpu().double(),
-            group=torch.arange(len(stats)) // self._trainer.num_generations,
+            group=torch.arange(len(stats)) // self._trainer.num_generations,  # TRL's order
             token_weight=1 / stats.tokens.clamp(min=1) if weighted else None,
             by_rollout=loss is None or loss in _OVER_ROLLOUTS,
         )
 
     def write(self, decision: Decision, advantages: Tensor, stats: RolloutStats) -> None:
-        """Put the advantages into the batch."""
         old = self.output["advantages"]
         self.output["advantages"] = advantages.to(old.device, old.dtype)
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Append to TRL's metrics."""
         for name, value in metrics.items():
             self._trainer._metrics["train"][name].append(value)
 
     def score(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass without gradients over some rollouts."""
-        rows = rows_of(self.output, chosen.to(self.mask.device))
-        signals = self._recorder.ask(self._trainer, rows, sensitivity=False)
+        rows, count = chosen.to(self.mask.device), len(self.mask)
+        part = {
+            name: value[rows] if torch.is_tensor(value) and value.shape[:1] == (count,) else value
+            for name, value in self.output.items()
+        }
+        signals = self._recorder.ask(part, sensitivity=False)
         return signals.logprobs, signals.entropies
 
-    def scored(self) -> ScoredTokens:
-        """This process's rollouts under the policy before the update."""
-        size = self._trainer.num_generations
-        start = self.processes.index * len(self.mask)
-        prompts = (start + torch.arange(len(self.mask))) // size
-        spread = len(self.mask) % size != 0
-        signals = self.signals
-        return ScoredTokens(self.mask, signals.logprobs, signals.entropies, prompts, spread)
+    def remeasure(self) -> None:
+        """Score a share of the prompts once more, after the batch's last update."""
+        count, size = len(self.mask), self._trainer.num_generations
+        prompts = (self.processes.index * count + torch.arange(count)) // size
+        logprobs, entropies = self.signals.logprobs, self.signals.entropies
+        before = ScoredTokens(self.mask, logprobs, entropies, prompts, spread=count % size != 0)
+        run_remeasure(self, before, self.output["advantages"])
 
 
 class Remeasuring(TrainerCallback):
@@ -169,19 +261,39 @@ class Remeasuring(TrainerCallback):
     def remember(self, batch: GenerationBatch) -> None:
         """Take a batch that is about to be trained on."""
         self._batch = None
-        steps = batch.step_info().optimizer_steps
-        if steps >= 1 and float(steps).is_integer():
+        if float(batch.step_info().optimizer_steps).is_integer():
             # the batch's own dictionary is cut into micro-batches from here on
             batch.output = dict(batch.output)
             self._batch = batch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure, once the batch was used for its last step."""
         batch = self._batch
-        if batch is None:
-            return
-        step = batch.step_info()
-        if state.global_step >= step.step + step.optimizer_steps:
-            self._batch = None
-            trained = batch.output["advantages"].detach().cpu().double()
-            run_remeasure(batch, batch.scored(), trained)
+        if batch is not None:
+            step = batch.step_info()
+            if state.global_step >= step.step + step.optimizer_steps:
+                self._batch = None
+                batch.remeasure()
+
+
+def response_mask(rollouts: dict[str, Any]) -> Tensor:
+    """(B, T) bool: the policy's own response tokens, without those of tools."""
+    mask = rollouts["completion_mask"].bool()
+    tools = rollouts.get("tool_mask")
+    return mask if tools is None else mask & tools.bool()
+
+
+def innermost_optimizer(optimizer: Any) -> Any:
+    """Return the optimizer that accelerate and others wrap: the state is the inner one's."""
+    while (inner := getattr(optimizer, "optimizer", None)) is not None:
+        optimizer = inner
+    return optimizer
+
+
+def _momentum(optimizer: Any) -> float | None:
+    """Adam's beta1 or SGD's momentum, the largest of all groups; None of another optimizer."""
+    optimizer = innermost_optimizer(optimizer)
+    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        return max(float(group["betas"][0]) for group in optimizer.param_groups)
+    if isinstance(optimizer, torch.optim.SGD):
+        return max(float(group["momentum"]) for group in optimizer.param_groups)
+    return None

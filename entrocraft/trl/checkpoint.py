@@ -14,10 +14,7 @@ __all__ = ["EntropyControlState"]
 
 
 class EntropyControlState(TrainerCallback, ExportableState):
-    """Writes the method's state into `trainer_state.json` and takes it back when a run resumes.
-
-    Made by `EntropyControlState.of(method)`.
-    """
+    """Writes the method's state into `trainer_state.json` and takes it back when a run resumes."""
 
     method: Method
     _fresh: dict[str, Any]
@@ -37,41 +34,33 @@ class EntropyControlState(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the state back if the run resumes, and check the schedule over its whole length."""
-        name = type(self).__name__
+        name, step = type(self).__name__, state.global_step
         saved = state.stateful_callbacks.get(name)
-        if state.global_step == 0:
+        if step == 0:
             # a second train() from the start remembers nothing of the first
             self.method.load_state_dict(self._fresh)
+        elif saved is None:
+            _warn(
+                f"the checkpoint at step {step} was written without entropy control; control "
+                "starts afresh here, and levels relative to the initial entropy are anchored here"
+            )
         else:
-            _warn_in_mid_batch(args, state.global_step)
-            if saved is None:
-                warnings.warn(
-                    f"the checkpoint at step {state.global_step} was written without entropy "
-                    "control; control starts afresh here, and levels relative to the "
-                    "initial entropy are anchored here",
-                    EntropyControlWarning,
-                    stacklevel=2,
-                )
-            else:
-                self.method.load_state_dict(_saved_state(saved["attributes"]))
+            attributes = saved["attributes"]
+            # entrocraft 0.1.0 called it memory
+            key = "method_state" if "method_state" in attributes else "memory"
+            self.method.load_state_dict(attributes[key])
+        batch = args.steps_per_generation * args.num_iterations
+        if step * args.gradient_accumulation_steps % batch:
+            _warn(
+                f"step {step} lies in the middle of a rollout batch: TRL keeps no rollouts in "
+                "checkpoints and makes new ones, so the run goes on, but not as the uninterrupted "
+                "one; for exact resumption let save_steps be a multiple of the optimizer steps per "
+                "rollout batch"
+            )
         # the trainer expects an entry of every exporting callback when it saves
         state.stateful_callbacks.setdefault(name, self.state())
         self.method.prepare(steps=state.max_steps)
 
 
-def _saved_state(attributes: dict[str, Any]) -> dict[str, Any]:
-    # entrocraft 0.1.0 called it memory
-    return attributes["method_state" if "method_state" in attributes else "memory"]
-
-
-def _warn_in_mid_batch(args: Any, step: int) -> None:
-    """TRL keeps no rollouts in checkpoints: resumed in the middle of a batch it makes a new one."""
-    micro_steps = step * args.gradient_accumulation_steps
-    if micro_steps % (args.steps_per_generation * args.num_iterations):
-        warnings.warn(
-            f"step {step} lies in the middle of a rollout batch: the trainer makes new rollouts "
-            "there, so the run goes on, but not as the uninterrupted one; for exact resumption let "
-            "save_steps be a multiple of the optimizer steps per rollout batch",
-            EntropyControlWarning,
-            stacklevel=3,
-        )
+def _warn(text: str) -> None:
+    warnings.warn(text, EntropyControlWarning, stacklevel=3)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from entrocraft.method import ExtraRollouts
+from entrocraft.trl.adapter import response_mask
 
 __all__ = ["join_extra_rollouts"]
 
 # what padding looks like; completions grow to the right, prompts to the left
-_PROMPT = ("prompt_ids", "prompt_mask")
 _COMPLETION = {
     "completion_mask": 0,
     "old_per_token_logps": 0.0,
@@ -34,13 +34,10 @@ def join_extra_rollouts(
     output: dict[str, Any],
     extra: ExtraRollouts,
 ) -> int:
-    """Sample again and put the best of it into `output`; every process does its share.
+    """Sample again and put the best of it in place of the first rows of `output`.
 
-    Args:
-        trainer: one of ours.
-        generate: TRL's `_generate_and_score_completions`.
-        inputs: this process's part of the generation batch.
-        output: what TRL made of it; the first rows are replaced.
+    Every process does its share: `generate`, TRL's `_generate_and_score_completions`, has made
+    `output` of its `inputs`.
 
     Returns:
         How many rows were replaced on this process.
@@ -57,29 +54,25 @@ def join_extra_rollouts(
     good = torch.nonzero(more["advantages"] > extra.least_advantage)[:, 0]
     limit = max(1, extra.rows // trainer.accelerator.num_processes)
     good = good[: int(extra.taken * min(limit, len(good)))]
-    pad = trainer.processing_class.pad_token_id
-    known = {*_PROMPT, "completion_ids", *_COMPLETION, *_ROWS, "num_items_in_batch"}
-    if unknown := sorted((set(output) | set(more)) - known):
+    token = trainer.processing_class.pad_token_id
+    padding = {"prompt_ids": token, "prompt_mask": 0, "completion_ids": token, **_COMPLETION}
+    if unknown := sorted({*output, *more} - {*padding, *_ROWS, "num_items_in_batch"}):
         raise ValueError(
             f"rollouts with {', '.join(unknown)} cannot be joined by others; use a method that "
             "samples nothing of its own"
         )
     found = _as_sampled_by_the_policy(more)
-    for name in (*_PROMPT, "completion_ids", *_COMPLETION):
-        if name not in output:
-            continue
-        value = _COMPLETION.get(name, 0 if name == "prompt_mask" else pad)
-        output[name] = _joined(output[name], found[name][good], value, left=name in _PROMPT)
+    for name, value in padding.items():
+        if name in output:
+            output[name] = _joined(output[name], found[name][good], value, "prompt" in name)
     for name in _ROWS:
         if name in output:
             output[name] = output[name].clone()
             output[name][: len(good)] = more[name][good]
     output["advantages"][: len(good)] = extra.advantage
-    mask = output["completion_mask"]
-    if "tool_mask" in output:
-        mask = mask * output["tool_mask"]
     if "num_items_in_batch" in output:
-        output["num_items_in_batch"] = trainer.accelerator.gather(mask.sum()).sum()
+        tokens = response_mask(output).sum()
+        output["num_items_in_batch"] = trainer.accelerator.gather(tokens).sum()
     return len(good)
 
 
@@ -116,14 +109,11 @@ def _temperature(trainer: Any, temperature: float) -> Iterator[None]:
     """Sample at another temperature inside this block; log-probabilities stay at the usual one."""
     names = ("generation_config", "vllm_generation")
     samplers = [getattr(trainer, name) for name in names if hasattr(trainer, name)]
-    before = [sampler.temperature for sampler in samplers]
-    for sampler in samplers:
-        sampler.temperature = temperature
-    try:
+    with ExitStack() as stack:
+        for sampler in samplers:
+            stack.callback(setattr, sampler, "temperature", sampler.temperature)
+            sampler.temperature = temperature
         yield
-    finally:
-        for sampler, usual in zip(samplers, before, strict=True):
-            sampler.temperature = usual
 
 
 @contextmanager

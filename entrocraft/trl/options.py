@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 from typing import Any
+
+from transformers import TrainingArguments
 
 from entrocraft.method import Method
 
@@ -15,7 +16,7 @@ __all__ = ["apply_settings", "check_loss", "with_options"]
 
 
 def with_options(
-    trainer_class: type, args: tuple, kwargs: dict[str, Any], method: Any
+    args: tuple, kwargs: dict[str, Any], method: Method
 ) -> tuple[tuple, dict[str, Any]]:
     """Return a trainer's arguments with the method's `trainer_options` in a copy of its config.
 
@@ -23,43 +24,35 @@ def with_options(
         ValueError: an option that this trainer or this TRL does not have, or that the user has set
             to something else.
     """
-    options = method.trainer_options if isinstance(method, Method) else {}
+    options = method.trainer_options
     if not options:
         return args, kwargs
-    bound = inspect.signature(trainer_class).bind_partial(*args, **kwargs)
-    config = bound.arguments.get("args", bound.arguments.get("kwargs", {}).get("args"))
-    if config is None:
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, TrainingArguments)]
+    if not given:
         raise ValueError(
             f"the method {method.name!r} sets options of the trainer; give it a config, e.g. "
             "args=GRPOConfig(...)"
         )
-    changed = _changed(config, method.name, options)
-    if "args" in kwargs:
-        return args, {**kwargs, "args": changed}
-    return tuple(changed if value is config else value for value in args), kwargs
-
-
-def _changed(config: Any, method: str, options: Mapping[str, Any]) -> Any:
+    config, changed = given[0], copy.copy(given[0])
     defaults = {
-        field.name: field.default if field.default is not MISSING else None
-        for field in fields(config)
+        field.name: None if field.default is MISSING else field.default for field in fields(config)
     }
-    changed = copy.copy(config)
     for name, value in options.items():
         if name not in defaults:
             raise ValueError(
-                f"the method {method!r} works through the option {name!r}, which "
+                f"the method {method.name!r} works through the option {name!r}, which "
                 f"{type(config).__name__} of TRL {version('trl')} does not have; use GRPO, and the "
                 "newest TRL"
             )
         found = getattr(config, name)
         if found != defaults[name] and found != value:
             raise ValueError(
-                f"the method {method!r} sets {name}={value!r}, and your config sets it to "
+                f"the method {method.name!r} sets {name}={value!r}, and your config sets it to "
                 f"{found!r}; leave it out there, or give the method its own option"
             )
         setattr(changed, name, value)
-    return changed
+    replaced = {key: changed if value is config else value for key, value in kwargs.items()}
+    return tuple(changed if value is config else value for value in args), replaced
 
 
 def check_loss(trainer: Any, method: Method) -> None:
@@ -80,7 +73,6 @@ def check_loss(trainer: Any, method: Method) -> None:
 def apply_settings(trainer: Any, settings: Mapping[str, Any]) -> None:
     """Set options of a trainer at work, in its config and where it has read them from there."""
     for name, value in settings.items():
-        if hasattr(trainer.args, name):
-            setattr(trainer.args, name, value)
-        if hasattr(trainer, name):
-            setattr(trainer, name, value)
+        for owner in (trainer.args, trainer):
+            if hasattr(owner, name):
+                setattr(owner, name, value)

@@ -161,7 +161,7 @@ def test_rewards_that_are_all_alike_are_no_vote(kind):
 def test_methods_know_what_the_loss_puts_on_a_token(loss_type, averages):
     class Asking(WitnessGRPO):
         def _decide_on(self, output):
-            mask, signals = output["completion_mask"].bool(), self._signals.ask(self, output)
+            mask, signals = output["completion_mask"].bool(), self._signals.ask(output)
             slopes = loss_coefficients(self, output, mask, signals.logprobs, signals.entropies)
             self.by_loss = (slopes.sum(1) / mask.sum(1)).double()
             super()._decide_on(output)

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from entrocraft.trl.adapter import GenerationBatch
-from entrocraft.trl.signals import Signals
+from entrocraft.trl.adapter import GenerationBatch, Signals
 from tests.contract import STEP, AdapterContract
 
 
@@ -24,7 +23,7 @@ def engine(case, method):
         _metrics={"train": defaultdict(list)},
     )
     signals = Signals(case.logprobs, case.entropies, None)
-    recorder = SimpleNamespace(heard=lambda output: signals)
+    recorder = SimpleNamespace(signals=lambda output: signals)
     output = {"advantages": case.advantages.clone(), "completion_mask": case.mask.long()}
     adapter = GenerationBatch(trainer, output, recorder, case.rewards)
     metrics = trainer._metrics["train"]

@@ -304,5 +304,5 @@ def test_model_inputs_of_the_batch_go_into_the_pass():
     output = generation_batch(trainer)
     types = torch.zeros_like(torch.cat([output["prompt_ids"], output["completion_ids"]], 1))
     asked.clear()
-    trainer._signals.ask(trainer, output | {"mm_token_type_ids": types})
+    trainer._signals.ask(output | {"mm_token_type_ids": types})
     assert asked[0] is types

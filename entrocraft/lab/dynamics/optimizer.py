@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entrocraft.trl.optimizer import innermost_optimizer
+from entrocraft.trl.adapter import innermost_optimizer
 
 __all__ = ["StepResponse", "step_response"]
 
