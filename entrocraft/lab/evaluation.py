@@ -16,8 +16,6 @@ from entrocraft.lab.tasks import Problem, Task
 from entrocraft.lab.tasks.prompts import text_prompt
 from entrocraft.rollouts import RolloutStats
 
-__all__ = ["Estimate", "Evaluation", "evaluate", "pass_at_k", "sample"]
-
 
 @dataclass(frozen=True)
 class Estimate:

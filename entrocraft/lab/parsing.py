@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 
-__all__ = ["config_from_arguments", "config_from_mapping", "flat_keys", "merge"]
-
 Config = TypeVar("Config")
 
 

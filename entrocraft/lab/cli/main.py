@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-__all__ = ["main"]
-
 COMMANDS = {
     "train": "one training run whose entropy follows a schedule, from a YAML file and flags",
     "compare": "several methods and seeds side by side, resumable, one report",

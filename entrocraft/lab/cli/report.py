@@ -7,8 +7,6 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-__all__ = ["run"]
-
 
 def run(arguments: list[str]) -> None:
     """Draw figures and report.html from run directories, and print the table."""

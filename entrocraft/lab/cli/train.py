@@ -5,8 +5,6 @@ from __future__ import annotations
 from entrocraft.lab.parsing import config_from_arguments
 from entrocraft.lab.training.config import TrainConfig
 
-__all__ = ["run"]
-
 
 def _how_to_resume(config: TrainConfig) -> str:
     """Text for a stopped run: the step from which it can be resumed, and by which command."""

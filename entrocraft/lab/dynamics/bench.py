@@ -19,8 +19,6 @@ from entrocraft.lab.dynamics.optimizer import step_response
 from entrocraft.lab.dynamics.theorem import output_space_baseline
 from entrocraft.rollouts import RolloutStats
 
-__all__ = ["Bench"]
-
 
 class Bench:
     """One rollout batch of the present policy, and updates on it that can be undone.

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import split_tensor_dict
 
-__all__ = ["accumulation_factor", "loss_coefficients"]
-
 
 def loss_coefficients(
     trainer: Any, output: dict[str, Any], mask: Tensor, logprobs: Tensor, entropies: Tensor

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from entrocraft.trl.optimizer import innermost_optimizer
 
-__all__ = ["StepResponse", "step_response"]
-
 
 @dataclass(frozen=True)
 class StepResponse:

@@ -12,8 +12,6 @@ from scipy.stats import bootstrap
 
 from entrocraft.lab.dynamics.trials import LEVELS
 
-__all__ = ["UNFITTED", "describe", "predictions_of", "read_results", "summarize"]
-
 Rows = list[dict[str, Any]]
 
 UNFITTED = ("gradient", "anchored")

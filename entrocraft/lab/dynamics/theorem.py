@@ -22,8 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_theorem", "output_space_baseline"]
-
 _CHUNK_ELEMENTS = 2**22
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from entrocraft.lab.dynamics.bench import Bench
 from entrocraft.selection import RuleInput, get_rule
 
-__all__ = ["KINDS", "LEVELS", "RULES", "draw_keep", "try_patterns", "try_rules"]
-
 _SIGNED = ("gradient up", "gradient down", "logit up", "logit down")
 KINDS = tuple(kind for signed in _SIGNED for kind in ("random", signed))
 """Every second pattern keeps a random part of the batch; the others keep, besides a random part,

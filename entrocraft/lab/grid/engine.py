@@ -19,8 +19,6 @@ from entrocraft.lab.grid.study import Entry, Study
 from entrocraft.lab.report.summary import BURN_IN
 from entrocraft.lab.training.config import TrainConfig
 
-__all__ = ["compare", "judge_trials"]
-
 
 def compare(
     study: Study,

@@ -20,8 +20,6 @@ from entrocraft.lab.parsing import config_from_mapping, flat_keys
 from entrocraft.lab.report import load_run, summarize
 from entrocraft.lab.report.summary import BURN_IN
 
-__all__ = ["Results", "measure"]
-
 
 class Results:
     """Settings, versions, missing cells, and one line for every cell: key -> its numbers."""

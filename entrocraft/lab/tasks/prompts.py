@@ -8,8 +8,6 @@ from transformers import PreTrainedTokenizerBase
 
 from entrocraft.lab.tasks.base import Problem
 
-__all__ = ["completion_text", "speaks_chat", "text_prompt", "trainer_prompt"]
-
 
 def speaks_chat(tokenizer: PreTrainedTokenizerBase, chat: bool | None = None) -> bool:
     """Say whether to talk in messages: as asked, or if the tokenizer has a chat template.

@@ -13,8 +13,6 @@ from pathlib import Path
 from entrocraft.lab.tasks.base import Problem, Split, Task
 from entrocraft.storage import write_atomically
 
-__all__ = ["default_cache_dir", "stored_problems"]
-
 _FORMAT = 1
 
 

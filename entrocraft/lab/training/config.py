@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from entrocraft.settings import ControlSettings
 
-__all__ = ["ControlSettings", "EvaluationConfig", "TaskConfig", "TrainConfig"]
-
 TINY = "tiny"
 
 

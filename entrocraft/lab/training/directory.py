@@ -18,8 +18,6 @@ from entrocraft.lab.records import read_records
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.storage import write_atomically
 
-__all__ = ["RunDirectory"]
-
 _OTHERWISE = "choose another output, or set resume=false to start over"
 
 # keys that do not change what the run computes

@@ -13,8 +13,6 @@ from rich.text import Text
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CellsProgress", "Display", "RunProgress", "WarmStartProgress", "describe_record"]
-
 
 _SHOWN = {
     "entropy/measured": "entropy {:.3f}",

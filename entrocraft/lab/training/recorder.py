@@ -25,8 +25,6 @@ from entrocraft.lab.training.config import TrainConfig
 from entrocraft.method import EntropyControlWarning
 from entrocraft.storage import write_atomically
 
-__all__ = ["Recorder", "measurements"]
-
 _LOGGED = (
     "reward",
     "reward_std",

@@ -24,8 +24,6 @@ from entrocraft.lab.training.progress import RunProgress, WarmStartProgress
 from entrocraft.lab.training.recorder import Recorder, measurements
 from entrocraft.lab.training.trainer import build_trainer, trainer_arguments
 
-__all__ = ["prepare_model", "train"]
-
 
 def train(config: TrainConfig, console: Console | None = None) -> Path:
     """Run one training and return its directory.

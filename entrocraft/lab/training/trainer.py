@@ -15,8 +15,6 @@ from entrocraft.lab.tasks import Problem, Task
 from entrocraft.lab.tasks.prompts import completion_text, trainer_prompt
 from entrocraft.lab.training.config import TrainConfig
 
-__all__ = ["build_trainer", "trainer_arguments", "with_changed_advantages"]
-
 # options of TRL's config that are derived from keys of `TrainConfig`, and the key that sets them
 _OWNED = {
     "output_dir": "output",
