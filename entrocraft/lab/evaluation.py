@@ -75,9 +75,8 @@ def sample(
     """Complete prompts; the global random state is left as it was.
 
     Args:
-        prompts: B prompts.
+        prompts: B of them.
         max_new_tokens: longest completion, end token included.
-        temperature: of sampling.
         seed: of the sampling; None decodes greedily.
         special_tokens: let the tokenizer add its own; a rendered chat template has them already.
         sampling: further options of transformers' `GenerationConfig`, such as top_p. The model's

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from entrocraft.lab.grid.cells import Cell, run_cells
@@ -18,6 +16,7 @@ from entrocraft.lab.grid.results import Results, measure
 from entrocraft.lab.grid.study import Entry, Study
 from entrocraft.lab.report.summary import BURN_IN
 from entrocraft.lab.training.config import TrainConfig
+from entrocraft.lab.training.directory import locked
 
 
 def compare(
@@ -41,7 +40,7 @@ def compare(
     """
     console = console or Console()
     entries = study.entries(only, seeds)
-    with _locked(study.output):
+    with locked(study.output, "runs the study in"):
         results = Results(study.results_file)
         tuned = [name for name in study.tuned() if name in {entry.method for entry in entries}]
         trials = study.trials()
@@ -74,21 +73,6 @@ def compare(
             f"again:{logs}"
         )
     return study.output / "report.html"
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / ".lock")
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        raise RuntimeError(
-            f"another process runs the study in {output}; wait for it, stop it, or choose another "
-            "directory with --output"
-        ) from None
-    with held:
-        yield
 
 
 def _forget(results: Results, study: Study, entries: list[Entry]) -> None:
