@@ -15,7 +15,8 @@ except ImportError as error:
         f"entrocraft.trl needs TRL ({error}); pip install 'entrocraft[trl]'"
     ) from error
 
+from entrocraft.trl.metrics import MetricsFile
 from entrocraft.trl.mixin import EntropyControlMixin
 from entrocraft.trl.trainers import GRPOTrainer, RLOOTrainer
 
-__all__ = ["EntropyControlMixin", "GRPOTrainer", "RLOOTrainer"]
+__all__ = ["EntropyControlMixin", "GRPOTrainer", "MetricsFile", "RLOOTrainer"]

@@ -87,8 +87,7 @@ def _train(
     if main:
         progress = RunProgress(config.title, config.steps, console)
         measure = measurements(config, trainer, tokenizer, task, chat)
-        target = trainer.entropy_control.target
-        trainer.add_callback(Recorder(directory.metrics, measure, target, progress))
+        Recorder(directory.metrics, trainer, measure, progress)
         directory.claim(config)
         # a checkpoint at the end would be followed by one step too many
         checkpoint = directory.last_checkpoint(below=config.steps) if config.resume else None
