@@ -32,7 +32,9 @@ def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = Non
     if not run_dirs:
         raise ValueError("no run directories; give at least one")
     if output is None and len(run_dirs) > 1:
-        raise ValueError(f"{len(run_dirs)} runs; say where the shared report goes with output")
+        raise ValueError(
+            f"{len(run_dirs)} runs; say where the shared report goes with --output DIR"
+        )
     runs = load_runs(run_dirs)
     page = Path(run_dirs[0] if output is None else output)
     page = page.parent if page.is_file() and page.suffix != ".html" else page
