@@ -144,7 +144,7 @@ def test_a_trackio_database_holds_several_runs(runs, tmp_path, with_ids):
         assert list(found) == (["a", "b (12)", "b (13)"] if with_ids else ["a", "b"])
         for records in found.values():
             assert_same(records, runs)
-    with pytest.raises(RunError, match="holds .* runs: a, b"):
+    with pytest.raises(RunError, match=r"holds .* runs: a, b"):
         load_run(tmp_path)
     assert [run.name for run in load_runs([tmp_path])] == list(found)
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 from entrocraft.trl import MetricsFile
 from tests.trl.runs import make_trainer, rows
@@ -33,9 +34,8 @@ def test_a_record_per_step_with_the_numbers_of_the_log(tmp_path):
     for record, row in zip(records, rows(trainer), strict=True):
         seconds = record.pop("seconds")
         assert 0 < seconds < 100
-        assert record == {key: row[key] for key in record if key != "step"} | {
-            "step": row["step"] - 1
-        }
+        assert record.pop("step") == row["step"] - 1
+        assert record == {key: row[key] for key in record}
         assert record.keys() > {"reward", "entropy/target", "entropy/measured", "entropy/pressure"}
 
 
@@ -50,7 +50,7 @@ def test_a_killed_run_goes_on_without_duplicates(tmp_path):
     records = read(file)
     assert [record["step"] for record in records] == list(range(8))
     assert records[:3] == before[:3]
-    assert all(a["seconds"] <= b["seconds"] for a, b in zip(records, records[1:], strict=False))
+    assert all(a["seconds"] <= b["seconds"] for a, b in pairwise(records))
     assert [r["reward"] for r in records] == [row["reward"] for row in rows(whole)]
 
 

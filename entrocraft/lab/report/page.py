@@ -33,7 +33,7 @@ def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = Non
         raise ValueError("no run directories; give at least one")
     if output is None and len(run_dirs) > 1:
         raise ValueError(
-            f"{len(run_dirs)} runs; say where the shared report goes with --output DIR"
+            f"{len(run_dirs)} runs; say where the shared report goes with output (--output DIR)"
         )
     runs = load_runs(run_dirs)
     page = Path(run_dirs[0] if output is None else output)
