@@ -27,21 +27,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Behavior of a policy on a set of problems.
+    """Behavior of a policy on a set of problems."""
 
-    Attributes:
-        entropy: token mean over responses at the sampling temperature, nats per token.
-        correct: (problems,) number of right answers among `samples`.
-        samples: completions per problem.
-        length: mean response length in tokens, end token included.
-        finished: share of responses that end by themselves.
-    """
-
-    entropy: Estimate
-    correct: Tensor
-    samples: int
-    length: float
-    finished: float
+    entropy: Estimate  # token mean over responses at the sampling temperature, nats per token
+    correct: Tensor  # (problems,) number of right answers among `samples`
+    samples: int  # completions per problem
+    length: float  # mean response length in tokens, end token included
+    finished: float  # share of responses that end by themselves
 
     def pass_at(self, k: int) -> Estimate:
         """Probability that at least one of k samples is right; unbiased, see `pass_at_k`."""

@@ -28,10 +28,7 @@ def compare(
 ) -> Path:
     """Train what is missing of a study, draw the common report and return its path.
 
-    Args:
-        only: these parts alone.
-        seeds: these seeds alone.
-        fresh: forget the chosen cells and their runs first.
+    `only` and `seeds` choose parts and seeds; `fresh` forgets the chosen cells and runs first.
 
     Raises:
         ValueError: a run that could not start, be judged or go on; nothing was trained.
@@ -68,10 +65,8 @@ def compare(
         if waiting:
             logs += f"\nnot compared before their trials are there: {', '.join(waiting)}; take a "
             logs += "value that cannot run out of tune"
-        raise RuntimeError(
-            f"{len(failed)} of the runs failed; the others are kept, the same command tries these "
-            f"again:{logs}"
-        )
+        remedy = "the others are kept, the same command tries these again"
+        raise RuntimeError(f"{len(failed)} of the runs failed; {remedy}:{logs}")
     return study.output / "report.html"
 
 
@@ -88,11 +83,7 @@ def _forget(results: Results, study: Study, entries: list[Entry]) -> None:
 def _check(
     results: Results, study: Study, entries: list[Entry], judged: bool = False
 ) -> list[TrainConfig]:
-    """Refuse runs of other settings, or that could not start, or as trials not be judged.
-
-    Returns:
-        Configs of the missing runs.
-    """
+    """Return the configs of the missing runs; refuse those that could not start or be judged."""
     from entrocraft.lab.tasks import get_task
     from entrocraft.lab.training.trainer import trainer_arguments
 

@@ -27,10 +27,8 @@ class Results:
     def __init__(self, path: Path) -> None:
         found = json.loads(path.read_text()) if path.exists() else {"cells": {}}
         if "cells" not in found:
-            raise ValueError(
-                f"{path} is no result file of a study, it has no cells; move it away, or choose "
-                "another file with --results"
-            )
+            remedy = "move it away, or choose another file with --results"
+            raise ValueError(f"{path} is no result file of a study, it has no cells; {remedy}")
         self.path = path
         self.cells: dict[str, dict[str, Any]] = found["cells"]
         self.tuning: dict[str, dict[str, Any]] = found.get("tuning", {})

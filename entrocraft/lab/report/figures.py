@@ -88,7 +88,8 @@ def control_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure | N
 def looks_of(groups: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
     """Return group -> color, dashes and label; a group alone has the color of its rule."""
     if len(groups) == 1:
-        return {name: {"color": style.color_of(r[0].rule or "plain")} for name, r in groups.items()}
+        [(name, (run, *_))] = groups.items()
+        return {name: {"color": style.color_of(run.rule or (name if run.controlled else "plain"))}}
     # matplotlib hides labels that begin with "_", hence the space without width
     return {n: look | {"label": f"\u200b{n[:32]}"} for n, look in style.looks_of(groups).items()}
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
-from rich.text import Text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,11 +36,6 @@ def describe_record(record: dict[str, Any], verbose: bool = False) -> str:
     return "  ".join(parts)
 
 
-class _Numbers(bars.ProgressColumn):
-    def render(self, task: bars.Task) -> Text:
-        return Text(task.fields.get("numbers", ""))
-
-
 class Display:
     """Progress bars on a terminal; elsewhere one line for every tenth of the work."""
 
@@ -52,7 +46,7 @@ class Display:
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=20),
             bars.MofNCompleteColumn(),
-            _Numbers(),
+            bars.TextColumn("{task.fields[numbers]}", markup=False),
             bars.TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -88,7 +82,7 @@ class WarmStartProgress(Display):
     def __call__(self, stage: str, done: int, total: int, loss: float | None) -> None:
         """Show how far a stage is, and the loss in nats per token."""
         if self._task is None:  # a warm start from the cache shows nothing
-            self._task = self._progress.add_task("warm start", total=total)
+            self._task = self._progress.add_task("warm start", total=total, numbers="")
         title, numbers = f"warm start: {stage}", "" if loss is None else f"loss {loss:.3f}"
         self._progress.update(
             self._task, description=title, completed=done, total=total, numbers=numbers
@@ -107,7 +101,7 @@ class RunProgress(Display):
         self.title = title
         self.steps = steps
         self.verbose = verbose
-        self._task = self._progress.add_task(f"[bold]{escape(title)}", total=steps)
+        self._task = self._progress.add_task(f"[bold]{escape(title)}", total=steps, numbers="")
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Show one record."""
@@ -131,9 +125,9 @@ class CellsProgress(Display):
         self._steps = dict(cells)
         self._start = time.monotonic()
         self._done = {title: 0 for title, _ in cells}
-        self._all = self._progress.add_task("[bold]all runs", total=self._steps_in_all)
+        self._all = self._progress.add_task("[bold]all runs", total=self._steps_in_all, numbers="")
         self._tasks = {
-            title: self._progress.add_task(escape(title), total=steps, visible=False)
+            title: self._progress.add_task(escape(title), total=steps, visible=False, numbers="")
             for title, steps in cells
         }
 

@@ -92,22 +92,17 @@ def measurements(
             entropy = evaluate(*policy, probe, seed=_PROBE_SEED, **common).entropy
             metrics |= {"entropy/probe": entropy.value, "entropy/probe_stderr": entropy.stderr}
             if step == 0 and entropy.stderr > _LARGEST_PROBE_STDERR:
-                warnings.warn(
-                    f"the probe's standard error is {entropy.stderr:.4f} nats per token with "
-                    f"{len(probe)} problems; for less than {_LARGEST_PROBE_STDERR} raise "
-                    "evaluation.probe_prompts",
-                    EntropyControlWarning,
-                    stacklevel=2,
-                )
+                text = f"the probe's standard error is {entropy.stderr:.4f} nats per token with "
+                text += f"{len(probe)} problems; for less than {_LARGEST_PROBE_STDERR} raise "
+                text += "evaluation.probe_prompts"
+                warnings.warn(text, EntropyControlWarning, stacklevel=2)
         if evaluation is not None and due(step, settings.every):
             samples = settings.samples
             seen = evaluate(*policy, evaluation, samples=samples, seed=_EVALUATION_SEED, **common)
             for k in sorted({1, samples}):
                 estimate = seen.pass_at(k)
-                metrics |= {
-                    f"eval/pass@{k}": estimate.value,
-                    f"eval/pass@{k}_stderr": estimate.stderr,
-                }
+                metrics[f"eval/pass@{k}"] = estimate.value
+                metrics[f"eval/pass@{k}_stderr"] = estimate.stderr
         return metrics
 
     return measure

@@ -45,12 +45,9 @@ def train(config: TrainConfig, console: Console | None = None, verbose: bool = F
             trainer_arguments(config, processes.num_processes)  # fails before a warm start
             path = prepare_model(config, console)
         if finished:
-            console.print(
-                f"{directory.path} holds this run, whole; nothing is trained. More steps go on "
-                "from its end, resume=false starts over",
-                soft_wrap=True,
-                highlight=False,
-            )
+            remedy = "More steps go on from its end, resume=false starts over"
+            text = f"{directory.path} holds this run, whole; nothing is trained. {remedy}"
+            console.print(text, soft_wrap=True, highlight=False)
         else:
             _train(config, directory, path, processes.is_main_process, progress)
         if processes.is_main_process:
@@ -94,7 +91,5 @@ def _train(
     with progress if main else nullcontext():
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < config.steps:
-        raise RuntimeError(
-            f"training ended at step {trainer.state.global_step} of {config.steps}: the trainer "
-            "found no more data; look at its messages"
-        )
+        ended = f"training ended at step {trainer.state.global_step} of {config.steps}"
+        raise RuntimeError(f"{ended}: the trainer found no more data; look at its messages")
