@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,87 +14,23 @@ from torch import Tensor
 from entrocraft import schedules
 from entrocraft.effects import LEVELS, BatchMeans, rollout_effects
 from entrocraft.feedback import FeedbackSettings, Pressure, Situation, TargetError
-from entrocraft.feedback.filter import EntropyFilter, finite
-from entrocraft.feedback.saturation import SaturationMonitor
-from entrocraft.method import (
-    Decision,
-    EntropyControlWarning,
-    Method,
-    measured_metrics,
-    read_batch,
-)
+from entrocraft.method import Decision, EntropyControlWarning, Method, measured_metrics, read_batch
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
 from entrocraft.selection import (
-    GRID,
     Response,
     ResponseCurve,
     Selection,
     SelectionSettings,
     get_rule,
     rule_input,
-    systematic_draw,
 )
+from entrocraft.selection.sampling import systematic_draw
+from entrocraft.state import ControllerState, LastBatch
 
 __all__ = ["ControllerState", "EntropyController", "PressureAndScale"]
 
 _SCALE_MEMORY = 0.9
 _VERSION = 3
-
-
-@dataclass(frozen=True)
-class ControllerState:
-    """All that a controller remembers; never changed in place.
-
-    Attributes:
-        decisions: batches decided on; the draw depends on it.
-        initial: first measured entropy, nats per token; None before the first batch.
-        scale: slow average of the effects' mean size.
-        feedback: memory of the feedback; None if it has none.
-        monitor: what the saturation monitor has seen and said.
-        last: what the latest batch says of the next; None where each is decided on by itself.
-    """
-
-    decisions: int = 0
-    initial: float | None = None
-    scale: float = 0.0
-    feedback: EntropyFilter | None = None
-    monitor: SaturationMonitor = field(default_factory=SaturationMonitor)
-    last: LastBatch | None = None
-
-
-@dataclass(frozen=True)
-class LastBatch:
-    """What a batch that is not scored yet is expected to be like.
-
-    Attributes:
-        measured: entropy, nats per token.
-        curve: response of its rollouts.
-        means: token means that effects refer to.
-    """
-
-    measured: float
-    curve: ResponseCurve
-    means: BatchMeans
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        curve = {"sums": self.curve.sums.tolist(), "size": self.curve.size}
-        return {"measured": self.measured, "curve": curve, "means": asdict(self.means)}
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any], limit: float) -> LastBatch:
-        """Make it from what `state_dict` gave.
-
-        Raises:
-            ValueError: a number that is missing, not finite, or in the wrong shape.
-        """
-        curve, means = state["curve"], state["means"]
-        sums, size = finite(curve["sums"], (GRID, 2)), float(finite(curve["size"], ()))
-        return cls(
-            float(finite(state["measured"], ())),
-            ResponseCurve(sums, size, limit),
-            BatchMeans(*(float(finite(means[name], ())) for name in ("tokens", "weight", "logprob"))),
-        )
 
 
 @dataclass(frozen=True)
@@ -112,6 +48,18 @@ class PressureAndScale:
     means: BatchMeans | None = None
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """One measured batch, and what can be done with it."""
+
+    state: ControllerState
+    step: StepInfo
+    metrics: dict[str, float]
+    response: Response
+    means: BatchMeans
+    memory: Any
+
+
 class EntropyController(Method):
     """Keeps policy entropy on a schedule by choosing which rollouts enter the update.
 
@@ -127,12 +75,11 @@ class EntropyController(Method):
         effect: effect level, one of `effects.LEVELS`; None takes the rule's own.
         feedback: how target and measurement become pressure.
         selection: how pressure becomes weights.
-        remeasure: share of the prompts that are scored once more after the batch's update, to know
-            how far it moved the entropy without the noise of new prompts; None takes all of
-            them with the rule tilt, else none.
-        extra_pass: whether trainers that score a batch nowhere but in the loss make one pass more
-            before it, so that the batch's own rollouts set its pressure; otherwise the pressure is
-            chosen from the batch before, and the loss's pass is the only one.
+        remeasure: share of the prompts that are scored once more after an update, to know how far
+            it moved the entropy; None takes all of them with the rule tilt, else none.
+        extra_pass: whether a trainer that scores a batch in its loss alone makes one pass more
+            before it, so that the batch's own rollouts set its pressure. Otherwise the batch before
+            sets it, and the loss's pass is the only one.
         seed: of the controller's own generator; the global one is never touched.
 
     Raises:
@@ -170,9 +117,9 @@ class EntropyController(Method):
         if not (isinstance(remeasure, (int, float)) and 0 <= remeasure <= 1):
             raise ValueError(f"remeasure is a share of the prompts, 0 to 1, got {remeasure}")
         self.remeasure = float(remeasure)
+        self.sets_learning_rate = self.feedback_settings.learning_rate
         # the paper's rules compare the batch's own entropy with their band
         self.decides_in_parts = not (extra_pass or deadband)
-        self.extra_pass = extra_pass
         self.seed = int(seed)
         self.state = ControllerState(feedback=self.feedback.start())
 
@@ -196,61 +143,23 @@ class EntropyController(Method):
     def decide(self, batch: RolloutBatch | RolloutStats, step: StepInfo | None = None) -> Decision:
         """Choose the rollouts of one batch; see `Method.decide`."""
         stats, step = read_batch(batch, step)
-        return self._take(*self.update(self.state, stats, step))
-
-    def begin(self, step: StepInfo) -> PressureAndScale:
-        """Choose for a batch that is not scored yet; see `Method.begin` and `anticipate`."""
-        return self.anticipate(self.state, step)
-
-    def decide_part(
-        self, stats: RolloutStats, chosen: PressureAndScale, number: int
-    ) -> tuple[Tensor, Tensor]:
-        """Draw some of the batch's rollouts; see `Method.decide_part`."""
-        if self.rule is None:
-            return torch.ones(len(stats), dtype=torch.float64), stats.advantages
-        given = rule_input(stats, self._effect, chosen.scale, self.selection, chosen.means)
-        selection = self.rule.select(given, chosen.pressure.value)
-        weights = self._draw(self.state, selection.probabilities, given.effects, number)
-        return weights, selection.advantages * weights
-
-    def finish(
-        self, stats: RolloutStats, step: StepInfo, chosen: PressureAndScale, weights: Tensor
-    ) -> Decision:
-        """Take the whole batch; see `Method.finish` and `conclude`."""
-        return self._take(*self.conclude(self.state, stats, step, chosen, weights))
-
-    def _take(self, decision: Decision, state: ControllerState) -> Decision:
-        for text in decision.warnings:
-            warnings.warn(text, EntropyControlWarning, stacklevel=2)
-        self.state = state
-        return decision
+        return self._remember(*self.update(self.state, stats, step))
 
     def update(
         self, state: ControllerState, stats: RolloutStats, step: StepInfo
     ) -> tuple[Decision, ControllerState]:
-        """Decide on one batch, as a pure function: nothing of the controller changes.
-
-        Args:
-            state: before the batch.
-            stats: rollouts of the batch, of all ranks.
-            step: the batch's position in the run.
-
-        Returns:
-            The decision, and the state after it.
+        """Decide on the rollouts of all ranks, as a pure function; return the state after it too.
 
         Raises:
             ValueError: a batch or a target that makes no sense.
         """
-        metrics, state = self._measured(state, stats, step)
         if self.rule is None:
-            return self._observed(state, stats, metrics)
-        response, means, memory = self._response(state, stats, step, metrics)
-        pressure, planned = self._plan(state, memory, step, metrics, response.curve)
-        chosen = PressureAndScale(pressure, response.given.scale, means)
-        selection = self.rule.select(response.given, pressure.value)
-        weights = self._draw(state, selection.probabilities, response.given.effects)
-        metrics |= planned
-        return self._settled(state, step, metrics, memory, chosen, response, selection, weights)
+            return self._observe(state, stats, step)
+        batch = self._measure(state, stats, step)
+        chosen = self._choose(batch)
+        selection, _ = batch.response.select(chosen.pressure.value)
+        weights = self._draw(state, selection, batch.response.given.effects)
+        return self._conclude(batch, chosen, selection, weights)
 
     def choose_pressure(
         self, state: ControllerState, stats: RolloutStats, step: StepInfo
@@ -260,23 +169,31 @@ class EntropyController(Method):
         Raises:
             ValueError: a controller that only observes, or a batch that makes no sense.
         """
-        metrics, state = self._measured(state, stats, step)
-        response, means, memory = self._response(state, stats, step, metrics)
-        pressure, _ = self._plan(state, memory, step, metrics, response.curve)
-        scale = response.given.scale
-        chosen = PressureAndScale(pressure, scale, means)
-        return chosen, replace(state, scale=scale, feedback=memory)
+        batch = self._measure(state, stats, step)
+        chosen = self._choose(batch)
+        return chosen, replace(batch.state, scale=chosen.scale, feedback=batch.memory)
 
     def anticipate(self, state: ControllerState, step: StepInfo) -> PressureAndScale:
-        """Choose for a batch that is not scored yet, from what is known of the batch before it.
+        """First half for a batch that is not scored yet, from what the batch before it was like.
 
         The first batch of a run is kept as it is.
         """
-        if self.rule is None or state.last is None:
+        last = state.last
+        if self.rule is None or last is None:
             return PressureAndScale(Pressure(0.0), 0.0)
-        last, metrics = state.last, {"entropy/measured": state.last.measured}
-        pressure, _ = self._plan(state, state.feedback, step, metrics, last.curve)
+        pressure, _ = self._plan(state, state.feedback, step, last.measured, last.curve)
         return PressureAndScale(pressure, state.scale, last.means)
+
+    def select(self, stats: RolloutStats, chosen: PressureAndScale) -> Selection:
+        """Second half of `update`: keep probabilities of the batch or of any part of it.
+
+        Raises:
+            ValueError: a controller that only observes.
+        """
+        if self.rule is None:
+            raise ValueError("rule=None only observes: there is nothing to select by")
+        given = rule_input(stats, self._effect, chosen.scale, self.selection, chosen.means)
+        return self.rule.select(given, chosen.pressure.value)
 
     def conclude(
         self,
@@ -286,7 +203,7 @@ class EntropyController(Method):
         chosen: PressureAndScale,
         weights: Tensor,
     ) -> tuple[Decision, ControllerState]:
-        """Take a batch whose rollouts were drawn part by part, as a pure function.
+        """Take a batch that was drawn part by part, as a pure function.
 
         Args:
             state: before the batch.
@@ -301,35 +218,48 @@ class EntropyController(Method):
         Raises:
             ValueError: a batch or a target that makes no sense.
         """
-        metrics, state = self._measured(state, stats, step)
         if self.rule is None:
-            return self._observed(state, stats, metrics)
-        response, means, memory = self._response(state, stats, step, metrics)
-        _, planned = self._plan(state, memory, step, metrics, response.curve)
-        metrics |= planned
-        selection = self.select(stats, chosen)
-        decision, after = self._settled(
-            state, step, metrics, memory, chosen, response, selection, weights
-        )
-        last = LastBatch(metrics["entropy/measured"], response.curve, means)
-        return decision, replace(after, scale=response.given.scale, last=last)
+            return self._observe(state, stats, step)
+        batch = self._measure(state, stats, step)
+        self._choose(batch)  # for what it logs
+        decision, after = self._conclude(batch, chosen, self.select(stats, chosen), weights)
+        last = LastBatch(batch.metrics["entropy/measured"], batch.response.curve, batch.means)
+        return decision, replace(after, scale=batch.response.given.scale, last=last)
 
-    def select(self, stats: RolloutStats, chosen: PressureAndScale) -> Selection:
-        """Second half of `update`: keep probabilities of any rollouts under a chosen pressure.
+    # Deciding on a batch whose parts are scored one after another -----------------------------
 
-        What it says of a rollout depends on that rollout alone, so a batch may come in parts.
+    def begin(self, step: StepInfo) -> PressureAndScale:
+        """Choose the pressure; see `Method.begin`."""
+        return self.anticipate(self.state, step)
 
-        Raises:
-            ValueError: a controller that only observes.
-        """
+    def decide_part(
+        self, stats: RolloutStats, chosen: PressureAndScale, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """Draw some rollouts; see `Method.decide_part`."""
         if self.rule is None:
-            raise ValueError("rule=None only observes: there is nothing to select by")
+            return torch.ones(len(stats), dtype=torch.float64), stats.advantages
         given = rule_input(stats, self._effect, chosen.scale, self.selection, chosen.means)
-        return self.rule.select(given, chosen.pressure.value)
+        selection = self.rule.select(given, chosen.pressure.value)
+        weights = self._draw(self.state, selection, given.effects, number)
+        return weights, selection.advantages * weights
 
-    def _measured(
+    def finish(
+        self, stats: RolloutStats, step: StepInfo, chosen: PressureAndScale, weights: Tensor
+    ) -> Decision:
+        """Take the whole batch; see `Method.finish`."""
+        return self._remember(*self.conclude(self.state, stats, step, chosen, weights))
+
+    # Steps of a decision ----------------------------------------------------------------------
+
+    def _remember(self, decision: Decision, state: ControllerState) -> Decision:
+        for text in decision.warnings:
+            warnings.warn(text, EntropyControlWarning, stacklevel=3)
+        self.state = state
+        return decision
+
+    def _read(
         self, state: ControllerState, stats: RolloutStats, step: StepInfo
-    ) -> tuple[dict[str, float], ControllerState]:
+    ) -> tuple[ControllerState, dict[str, float]]:
         """Measured entropy and target; the state knows the run's initial entropy."""
         metrics = measured_metrics(stats)
         if state.initial is None:
@@ -337,18 +267,24 @@ class EntropyController(Method):
             self._target.check(state.initial)
         if (target := self._target.at(step.step, state.initial)) is not None:
             metrics["entropy/target"] = target
-        return metrics, state
+        return state, metrics
 
-    def _response(
-        self,
-        state: ControllerState,
-        stats: RolloutStats,
-        step: StepInfo,
-        metrics: dict[str, float],
-    ) -> tuple[Response, BatchMeans, EntropyFilter | None]:
-        """What a rule can do to a batch, and the feedback's memory with its measurement."""
+    def _observe(
+        self, state: ControllerState, stats: RolloutStats, step: StepInfo
+    ) -> tuple[Decision, ControllerState]:
+        """Keep every rollout as it is."""
+        state, metrics = self._read(state, stats, step)
+        ones = torch.ones(len(stats), dtype=torch.float64)
+        metrics |= _outcome(Pressure(0.0), ones, stats.active)
+        useful = int(stats.active.sum())
+        decision = Decision(ones, ones.clone(), stats.advantages.clone(), metrics, useful)
+        return decision, replace(state, decisions=state.decisions + 1)
+
+    def _measure(self, state: ControllerState, stats: RolloutStats, step: StepInfo) -> _Batch:
+        """Take the batch's measurement, and see what its rollouts could do."""
         if self.rule is None:
             raise ValueError("rule=None only observes: there is no pressure to choose")
+        state, metrics = self._read(state, stats, step)
         means = BatchMeans.of(stats)
         given = rule_input(stats, self._effect, state.scale, self.selection, means)
         given = replace(given, scale=_followed(state.scale, stats, given.effects))
@@ -358,50 +294,61 @@ class EntropyController(Method):
         stderr = metrics.get("entropy/measured_stderr", math.inf)
         measured = metrics["entropy/measured"]
         memory = self.feedback.measure(state.feedback, measured, stderr, response.size)
-        return response, means, memory
+        return _Batch(state, step, metrics, response, means, memory)
+
+    def _choose(self, batch: _Batch) -> PressureAndScale:
+        """Ask the feedback for the pressure of a measured batch."""
+        measured, curve = batch.metrics["entropy/measured"], batch.response.curve
+        pressure, planned = self._plan(batch.state, batch.memory, batch.step, measured, curve)
+        batch.metrics.update(planned)
+        return PressureAndScale(pressure, batch.response.given.scale, batch.means)
 
     def _plan(
         self,
         state: ControllerState,
-        memory: EntropyFilter | None,
+        memory: Any,
         step: StepInfo,
-        metrics: dict[str, float],
+        measured: float,
         curve: ResponseCurve,
     ) -> tuple[Pressure, dict[str, float]]:
-        """Ask the feedback for a pressure."""
-
         def ahead(steps: int) -> float:
             target = self._target.ahead(step.step, steps, state.initial)
             assert target is not None, "a rule has a schedule, and the first batch anchored it"
             return target
 
-        situation = Situation(metrics["entropy/measured"], ahead, step, curve)
-        return self.feedback.plan(memory, situation)
+        return self.feedback.plan(memory, Situation(measured, ahead, step, curve))
 
-    def _settled(
-        self,
-        state: ControllerState,
-        step: StepInfo,
-        metrics: dict[str, float],
-        memory: EntropyFilter | None,
-        chosen: PressureAndScale,
-        response: Response,
-        selection: Selection,
-        weights: Tensor,
+    def _draw(
+        self, state: ControllerState, selection: Selection, effects: Tensor, part: int = 0
+    ) -> Tensor:
+        """Draw the rollouts that are kept: (B,) float64, 0 or 1."""
+        seed = self.seed * 1_000_003 + state.decisions + part * 7_368_787
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
+        # ordered by effect, the draw is balanced in every range of effects: its sum stays on plan
+        order = torch.argsort(effects, stable=True)
+        return systematic_draw(selection.probabilities, uniform, order).double()
+
+    def _conclude(
+        self, batch: _Batch, chosen: PressureAndScale, selection: Selection, weights: Tensor
     ) -> tuple[Decision, ControllerState]:
-        """Decision of given weights, and the state after the batch."""
+        """Return the decision of given weights, and the state after it."""
+        state, response, metrics = batch.state, batch.response, batch.metrics
+        pressure, memory, joining = chosen.pressure, batch.memory, response.joining
         active = (selection.advantages != 0) & (response.tokens > 0)
-        joining = response.joining
         counted = active if joining is None else active & ~joining
-        metrics |= _outcome(chosen.pressure, weights, counted)
-        metrics["entropy/shortfall"] = chosen.pressure.shortfall
+        metrics |= _outcome(pressure, weights, counted)
+        metrics["entropy/shortfall"] = pressure.shortfall
         if joining is not None:
             metrics["entropy/constant_reward_used"] = float((joining & (weights > 0)).sum())
         if memory is not None:
             kept = response.kept(selection, weights)
             effects = float(kept[0].sum()), float(kept[1].sum())
-            metrics |= memory.report(effects, step)
-            memory = memory.predict(effects, float(kept.norm()), step)
+            metrics |= memory.report(effects, batch.step)
+            memory = memory.predict(effects, float(kept.norm()), batch.step)
+        factor = self.feedback_settings.learning_rate_factor(state.learning_rate_factor, pressure)
+        if self.feedback_settings.learning_rate:
+            metrics["entropy/learning_rate_factor"] = factor
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         useful = int((active & (weights > 0)).sum())
         monitor, texts = state.monitor.check(metrics, useful, self._remedies())
@@ -411,6 +358,7 @@ class EntropyController(Method):
             selection.advantages * weights,
             metrics,
             useful,
+            learning_rate_factor=factor,
             warnings=texts,
         )
         after = replace(
@@ -419,29 +367,9 @@ class EntropyController(Method):
             scale=chosen.scale,
             feedback=memory,
             monitor=monitor,
+            learning_rate_factor=factor,
         )
         return decision, after
-
-    def _observed(
-        self, state: ControllerState, stats: RolloutStats, metrics: dict[str, float]
-    ) -> tuple[Decision, ControllerState]:
-        """Keep every rollout as it is."""
-        ones = torch.ones(len(stats), dtype=torch.float64)
-        metrics |= _outcome(Pressure(0.0), ones, stats.active)
-        useful = int(stats.active.sum())
-        decision = Decision(ones, ones.clone(), stats.advantages.clone(), metrics, useful)
-        return decision, replace(state, decisions=state.decisions + 1)
-
-    def _draw(
-        self, state: ControllerState, probabilities: Tensor, effects: Tensor, part: int = 0
-    ) -> Tensor:
-        """Draw the rollouts that are kept: (B,) float64, 0 or 1."""
-        seed = self.seed * 1_000_003 + state.decisions + part * 7_368_787
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
-        # ordered by effect, the draw is balanced in every range of effects: its sum stays on plan
-        order = torch.argsort(effects, stable=True)
-        return systematic_draw(probabilities, uniform, order).double()
 
     def post_update(self, change: float, stderr: float, trained: bool = True) -> None:
         """Take the measured change of the entropy by the last update; see `Method.post_update`."""
@@ -465,24 +393,14 @@ class EntropyController(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to decide as if never interrupted, for JSON."""
-        state = self.state
-        return {
-            "version": _VERSION,
-            "settings": self._settings(),
-            "decisions": state.decisions,
-            "initial": state.initial,
-            "scale": state.scale,
-            "feedback": {} if state.feedback is None else state.feedback.state_dict(),
-            "monitor": {**asdict(state.monitor), "warned": list(state.monitor.warned)},
-            "last": None if state.last is None else state.last.state_dict(),
-        }
+        return {"version": _VERSION, "settings": self._settings(), **self.state.as_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave.
 
         Raises:
-            ValueError: not a state of this class, or of another rule, or one whose start makes
-                the schedule impossible; nothing changed.
+            ValueError: no state of this class and rule, or one whose start makes the schedule
+                impossible; nothing changed.
         """
         version = state.get("version") if isinstance(state, dict) else None
         if version not in (2, _VERSION):
@@ -491,15 +409,15 @@ class EntropyController(Method):
                 "checkpoint written by another version of entrocraft?"
             )
         try:
-            found = self._read(_of_version_2(state) if version == 2 else state)
+            known = _of_version_2(state) if version == 2 else state
+            remembers = self.feedback.start() is not None
+            found = ControllerState.from_dict(known, remembers, self.feedback.limit)
             self._target.check(found.initial)
         except TargetError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ValueError(
-                f"the checkpoint's state does not fit {self!r} ({error!r}); resume with the rule "
-                "that wrote it"
-            ) from error
+            message = f"the checkpoint's state does not fit {self!r} ({error!r})"
+            raise ValueError(f"{message}; resume with the rule that wrote it") from error
         written, settings = state.get("settings"), self._settings()
         message = ""
         if version == 2:
@@ -517,26 +435,6 @@ class EntropyController(Method):
         if message:
             warnings.warn(message, EntropyControlWarning, stacklevel=2)
         self.state = found
-
-    def _read(self, state: dict[str, Any]) -> ControllerState:
-        """Make a state from its JSON form."""
-        initial, scale = state["initial"], float(state["scale"])
-        initial = None if initial is None else float(initial)
-        if not (0 <= scale < math.inf) or not (initial is None or math.isfinite(initial)):
-            raise ValueError(f"scale {scale} and initial {initial} must be finite")
-        decisions, monitor, memory = int(state["decisions"]), state["monitor"], state["feedback"]
-        in_a_row, warned = int(monitor["saturated_in_a_row"]), monitor["warned"]
-        last = state.get("last")
-        if decisions < 0 or not isinstance(warned, (list, tuple)):
-            raise ValueError(f"{decisions} decisions and warnings {warned!r}")
-        return ControllerState(
-            decisions,
-            initial,
-            scale,
-            None if self.feedback.start() is None else EntropyFilter.from_state_dict(memory),
-            SaturationMonitor(in_a_row, tuple(map(str, warned))),
-            None if last is None else LastBatch.from_state_dict(last, self.feedback.limit),
-        )
 
     def _settings(self) -> str:
         """Return repr without addresses: those of plain functions change from run to run."""

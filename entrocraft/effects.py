@@ -69,13 +69,10 @@ def token_statistics(
 
     Args:
         states: (..., V) logits, or (..., D) hidden states when `project` maps them to logits.
-        tokens: (...) sampled token ids.
+        tokens: (...) sampled token ids; the results are float32 tensors of their shape.
         temperature: logits are divided by it, as in sampling.
         project: (n, D) -> (n, V), the language-model head; None if `states` are logits.
         chunk: positions at a time; None keeps a chunk near 16 million numbers.
-
-    Returns:
-        float32 tensors shaped like `tokens`.
 
     Raises:
         ValueError: shapes that do not fit, or a temperature or chunk that is not above 0.
@@ -133,12 +130,10 @@ def _chunk_statistics(logits: Tensor, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BatchMeans:
-    """Means of a batch, with which a part of it is judged like the whole.
+    """What a part of a batch needs to be judged like the whole.
 
-    Attributes:
-        tokens: N, response tokens.
-        weight: token mean of `RolloutStats.token_weight`.
-        logprob: token mean of the weighted log-probabilities, nats.
+    The number of response tokens N, and the token means of `RolloutStats.token_weight` and of the
+    weighted log-probabilities (nats).
     """
 
     tokens: float

@@ -62,6 +62,7 @@ class Decision:
         metrics: the keys of docs/metrics.md.
         useful: rollouts that carry a gradient: kept, with tokens and an advantage not 0.
         settings: options of the trainer, by its own names, for the updates of this batch.
+        learning_rate_factor: on the learning rate of the updates of this batch.
         extra: rollouts that the adapter is to add to this batch.
         warnings: texts that the user is to see.
     """
@@ -73,6 +74,7 @@ class Decision:
     useful: int = 0
     settings: dict[str, float] = field(default_factory=dict)
     extra: ExtraRollouts | None = None
+    learning_rate_factor: float = 1.0
     warnings: tuple[str, ...] = ()
 
 
@@ -127,7 +129,8 @@ class Method:
         uses_bonus: whether `bonus_entropy` takes the place of the entropy in the trainer's bonus.
         samples_more: whether `extra` may ask for more rollouts.
         memory: names, without their underscore, of the numbers that a resumed run needs.
-        decides_in_parts: whether `begin`, `decide_part` and `finish` can take the place of `decide`.
+        sets_learning_rate: whether a decision may have a `learning_rate_factor` other than 1.
+        decides_in_parts: whether `begin`, `decide_part` and `finish` can stand in for `decide`.
         remeasure: share of the prompts, in [0, 1], that the adapter scores once more after the
             batch's last update and reports to `post_update`.
         hosted: whether the method has been in a trainer before.
@@ -144,6 +147,7 @@ class Method:
     uses_bonus: ClassVar[bool] = False
     samples_more: ClassVar[bool] = False
     memory: ClassVar[tuple[str, ...]] = ()
+    sets_learning_rate = False
     decides_in_parts = False
     remeasure = 0.0  # not annotated, and so no arguments of the constructor
     hosted = False
@@ -231,9 +235,7 @@ class Method:
         """Choose for a batch that is not scored yet; what is returned goes to the calls below."""
         raise NotImplementedError
 
-    def decide_part(
-        self, stats: RolloutStats, chosen: Any, number: int
-    ) -> tuple[Tensor, Tensor]:
+    def decide_part(self, stats: RolloutStats, chosen: Any, number: int) -> tuple[Tensor, Tensor]:
         """Weights (b,) and advantages (b,) of some of the batch's rollouts.
 
         Args:
@@ -243,9 +245,7 @@ class Method:
         """
         raise NotImplementedError
 
-    def finish(
-        self, stats: RolloutStats, step: StepInfo, chosen: Any, weights: Tensor
-    ) -> Decision:
+    def finish(self, stats: RolloutStats, step: StepInfo, chosen: Any, weights: Tensor) -> Decision:
         """Take the whole batch, of all parts and processes, with the weights as drawn."""
         raise NotImplementedError
 

@@ -45,10 +45,7 @@ _LONGEST_TEXT = 20_000
 
 @dataclass(frozen=True)
 class Level:
-    """An entropy level in nats per token: ``scale * initial + offset``.
-
-    ``initial`` is the entropy of the first rollout batch; ``scale == 0`` is a plain number.
-    """
+    """An entropy level in nats per token: ``scale * initial + offset``; a number if scale is 0."""
 
     scale: float
     offset: float
@@ -87,11 +84,11 @@ class _Curve:
 
     def __call__(self, step: float) -> float:
         step = _since_start(step)
-        segment = sum(step > end for end, _ in self.points[1:-1])
+        segment = sum(step > inner for inner, _ in self.points[1:-1])
         ends = self.points[segment : segment + 2]
-        first, last = (level.value(self.initial) for _, level in (ends[0], ends[-1]))
-        width = ends[-1][0] - ends[0][0]
-        progress = min(max(step - ends[0][0], 0.0) / width, 1.0) if width else 1.0
+        (begin, start), (end, stop) = ends[0], ends[-1]
+        first, last = start.value(self.initial), stop.value(self.initial)
+        progress = min(max(step - begin, 0.0) / (end - begin), 1.0) if end > begin else 1.0
         if self.kind == "exponential":
             if first <= 0 or last <= 0:
                 raise ValueError(
@@ -305,10 +302,9 @@ def _parse_level(node: ast.expr) -> Level:
         return Level(-inner.scale, -inner.offset)
     if isinstance(node, ast.BinOp):
         left, right = _parse_level(node.left), _parse_level(node.right)
-        if isinstance(node.op, ast.Add):
-            return Level(left.scale + right.scale, left.offset + right.offset)
-        if isinstance(node.op, ast.Sub):
-            return Level(left.scale - right.scale, left.offset - right.offset)
+        if isinstance(node.op, (ast.Add, ast.Sub)):
+            sign = 1 if isinstance(node.op, ast.Add) else -1
+            return Level(left.scale + sign * right.scale, left.offset + sign * right.offset)
         if isinstance(node.op, ast.Mult) and (left.scale == 0 or right.scale == 0):
             number, other = (left, right) if left.scale == 0 else (right, left)
             return Level(number.offset * other.scale, number.offset * other.offset)
@@ -331,7 +327,8 @@ def _level(level: float | str | Level) -> Level:
         parsed = Level(0.0, _finite(level))
     if parsed.scale == 0 and parsed.offset < 0:
         raise ValueError(
-            f"a target of {parsed} nats per token cannot be reached: entropy is never negative"
+            f"entropy is never negative: a target of {parsed} nats per token cannot be reached; "
+            "choose a level of at least 0"
         )
     return parsed
 

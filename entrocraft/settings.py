@@ -29,6 +29,8 @@ class ControlSettings:
         selection: how pressure becomes weights.
         remeasure: share of the prompts, 0 to 1, that are scored once more after an update; null
             takes all with the rule tilt, else none.
+        extra_pass: whether a trainer that scores a batch in its loss alone makes one pass more
+            before it, so that the batch's own rollouts set its pressure.
     """
 
     rule: str | None = "tilt"
@@ -38,6 +40,7 @@ class ControlSettings:
     feedback: FeedbackSettings = field(default_factory=FeedbackSettings)
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     remeasure: float | None = None
+    extra_pass: bool = False
 
     def build(self, seed: int) -> Method:
         """Make the method; with rule null it observes and rejects nothing.
@@ -58,12 +61,13 @@ class ControlSettings:
                 feedback=self.feedback,
                 selection=self.selection,
                 remeasure=self.remeasure,
+                extra_pass=self.extra_pass,
                 seed=seed,
             )
         if self.rule not in methods.METHODS:
             names = ", ".join([*RULES, *methods.METHODS])
             raise ValueError(f"unknown rule {self.rule!r}; choose null or one of {names}")
-        for name in ("effect", "feedback", "selection", "remeasure"):
+        for name in ("effect", "feedback", "selection", "remeasure", "extra_pass"):
             if getattr(self, name) != getattr(ControlSettings(), name):
                 raise ValueError(
                     f"control.{name} is {getattr(self, name)!r}; the method {self.rule!r} does not "

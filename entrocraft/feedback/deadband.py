@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-from entrocraft.feedback.situation import Feedback, Pressure, Situation
+from entrocraft.feedback.situation import Pressure, Situation
 
 __all__ = ["Deadband"]
 
 
-class Deadband(Feedback):
+class Deadband:
     """The band of the Entrocraft paper (arXiv 2604.26326): pressure -1 above it, +1 below it.
 
-    It looks at the batch's own measurement and step, and has no memory.
+    It looks at the batch's own measurement and step, and has no memory of earlier ones.
 
     Args:
         band: half-width around the target, or (low, high) offsets from it, nats per token.
@@ -38,6 +38,12 @@ class Deadband(Feedback):
                 f"the band's lower bound {self.low:g} is above its upper bound {self.high:g}; give "
                 "(low, high) as offsets from the target, e.g. (-0.05, 0.05)"
             )
+
+    def start(self) -> None:
+        """Return the memory before the first batch: none."""
+
+    def measure(self, memory: None, measured: float, stderr: float, size: float) -> None:
+        """Return the memory after a measurement: none."""
 
     def plan(self, memory: None, situation: Situation) -> tuple[Pressure, dict[str, float]]:
         """Compare the measurement with the band's edges."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from entrocraft.rollouts.step import StepInfo
 
-__all__ = ["EntropyFilter", "finite", "arrival"]
+__all__ = ["EntropyFilter", "arrival"]
 
 _STATES = 8
 (_ENTROPY, _PENDING, _DRIFT, _POSITIVE, _NEGATIVE, _BIAS_TRAINED, _BIAS_LEFT_OUT, _BEFORE) = range(
@@ -39,12 +39,10 @@ _LOST_ENTROPY_ERROR = 0.1  # of the first entropy: standard error after numbers 
 
 
 def arrival(momentum: float, steps: float) -> tuple[float, float]:
-    """Return how much of a change arrives during a batch's optimizer steps.
+    """Shares, in [0, 1], that arrive during a batch's steps: of what was pending, of what it adds.
 
-    Returns:
-        (of what was pending before, of what the batch adds), each in [0, 1]. The batch adds the
-        same at each of its steps, and a fraction 1 - momentum of all that is pending arrives at
-        each step.
+    The batch adds the same at each of its steps, and a fraction 1 - momentum of all that is pending
+    arrives at each step.
     """
     before = 1 - momentum**steps
     if steps <= 1:
@@ -72,15 +70,12 @@ class EntropyFilter:
     (`update`), and, where there is one, of the change that an update made (`update_change`). A
     change that is measured on prompts that were trained on is off by a bias, about the same for a
     while at every step; on prompts left out it is smaller. Each other and fresh batches tell them.
-    Every method returns a new filter.
 
     Attributes:
         first: first measured entropy, nats per token; None before the first batch.
-        first_gain: first guess of the gains, nats per unit of effect; None before an effect is
-            known.
-        mean: (8,) float64: entropy, pending change and drift per step (nats per token), gains of
-            positive and of negative advantages, biases of changes measured on prompts trained on
-            and on prompts left out, entropy before the last batch.
+        first_gain: first guess of g+ and g-; None before an effect is known.
+        mean: (8,) float64: H, U, b, g+, g-, the biases on prompts trained on and on prompts left
+            out, and H before the last batch.
         covariance: (8, 8) float64.
         steps: optimizer steps of the last batch; None before it.
     """
@@ -119,17 +114,14 @@ class EntropyFilter:
         return float(self.mean[_POSITIVE]), float(self.mean[_NEGATIVE])
 
     def in_nats(self, effects: tuple[float, float]) -> float:
-        """Total change in nats of kept effects, given by sign of the advantage."""
+        """Total change in nats of kept effects (positive, negative advantages)."""
         positive, negative = self.gains
         return positive * effects[0] + negative * effects[1]
 
     def update(self, entropy: float, stderr: float, size: float) -> EntropyFilter:
-        """Take the measurement of a batch, before its update.
+        """Take the entropy (nats per token) of a batch, before its update.
 
-        Args:
-            entropy: measured, nats per token.
-            stderr: its standard error; not finite if unknown.
-            size: sum of the absolute effects of the batch.
+        `stderr` is not finite if unknown; `size` is the sum of the batch's absolute effects.
         """
         first = max(entropy, 1e-6) if self.first is None else self.first
         noise = max(stderr if math.isfinite(stderr) else 0.1 * first, 1e-6 * first)
@@ -165,10 +157,8 @@ class EntropyFilter:
     def predict(self, effects: tuple[float, float], spread: float, step: StepInfo) -> EntropyFilter:
         """Move on over the optimizer steps of a batch.
 
-        Args:
-            effects: summed effects of what is kept, by sign of the advantage (positive, negative).
-            spread: root of the sum of the kept effects' squares.
-            step: the batch's optimizer steps and momentum.
+        `effects` are summed over what is kept, by sign of the advantage (positive, negative);
+        `spread` is the root of the sum of their squares.
         """
         steps = float(step.optimizer_steps)
         before, added = arrival(step.decay, steps)
@@ -210,14 +200,10 @@ class EntropyFilter:
         }
 
     def update_change(self, change: float, stderr: float, trained: bool = True) -> EntropyFilter:
-        """Take a measured change of the entropy over the steps of the last `predict`.
+        """Take a change of the entropy (nats per token) over the steps of the last `predict`.
 
-        There may be several, of independent errors.
-
-        Args:
-            change: nats per token.
-            stderr: its standard error; not finite if unknown, then nothing is learnt.
-            trained: whether it was measured on prompts that were trained on.
+        There may be several, of independent errors; one of unknown `stderr` teaches nothing.
+        `trained` tells whether it was measured on prompts that were trained on.
         """
         if self.steps is None or not (math.isfinite(change) and math.isfinite(stderr)):
             return self
@@ -266,15 +252,15 @@ class EntropyFilter:
         Raises:
             ValueError, KeyError: a number that is missing, not finite, or in the wrong shape.
         """
-        numbers: dict[str, Any] = {}
-        for name in ("first", "first_gain", "steps"):
-            value = state[name]
-            numbers[name] = None if value is None else float(finite(value, ()))
-        if numbers["first_gain"] is not None and numbers["first_gain"] <= 0:
-            raise ValueError(f"first_gain is {numbers['first_gain']}; gains are above 0")
-        for name, shape in (("mean", (_STATES,)), ("covariance", (_STATES, _STATES))):
-            numbers[name] = finite(state[name], shape)
-        return cls(**numbers)
+        first, first_gain, steps = (
+            None if state[name] is None else float(finite(state[name], ()))
+            for name in ("first", "first_gain", "steps")
+        )
+        if first_gain is not None and first_gain <= 0:
+            raise ValueError(f"first_gain is {first_gain}; gains are above 0")
+        mean = finite(state["mean"], (_STATES,))
+        covariance = finite(state["covariance"], (_STATES, _STATES))
+        return cls(first, first_gain, mean, covariance, steps)
 
 
 def finite(values: Any, shape: tuple[int, ...]) -> Tensor:

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 
 from entrocraft.feedback.filter import EntropyFilter
-from entrocraft.feedback.situation import Feedback, Pressure, Situation
+from entrocraft.feedback.situation import Pressure, Situation
 
 __all__ = ["Planner"]
 
 
 @dataclass(frozen=True)
-class Planner(Feedback):
+class Planner:
     """Feedback that plans on what a Kalman filter knows of the entropy; the default.
 
     With the filter's entropy H, pending change U and drift b, momentum m, and n the horizon (at
@@ -31,7 +31,7 @@ class Planner(Feedback):
     limit: float = 8.0
 
     def start(self) -> EntropyFilter:
-        """Return a filter that knows nothing yet."""
+        """Return the memory before the first batch."""
         return EntropyFilter()
 
     def wanted(self, memory: EntropyFilter, situation: Situation) -> float:

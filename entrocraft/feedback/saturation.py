@@ -12,12 +12,7 @@ _SATURATED_BEFORE_WARNING = 20
 
 @dataclass(frozen=True)
 class SaturationMonitor:
-    """Watches decisions; each warning is given once in a run.
-
-    Attributes:
-        saturated_in_a_row: batches until now whose pressure was at its limit, without a break.
-        warned: topics of the warnings that were given.
-    """
+    """Watches decisions; each warning is given once in a run, `warned` has their topics."""
 
     saturated_in_a_row: int = 0
     warned: tuple[str, ...] = ()

@@ -1,16 +1,14 @@
-"""Feedback: the base class of the loops, what they see of a batch, and the pressure they choose."""
+"""Input and output of a feedback: what it sees of a batch, and the pressure it chooses."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from entrocraft.feedback.filter import EntropyFilter
 from entrocraft.rollouts.step import StepInfo
 
-__all__ = ["Feedback", "Pressure", "Situation"]
+__all__ = ["Pressure", "Situation"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class Situation:
         measured: entropy of the batch, nats per token.
         target: optimizer steps ahead -> target entropy, nats per token.
         step: position of the batch in the run.
-        response: a `selection.ResponseCurve`.
+        response: what each pressure would do; see `selection.response.ResponseCurve`.
     """
 
     measured: float
@@ -43,28 +41,3 @@ class Pressure:
     value: float
     saturated: bool = False
     shortfall: float = 0.0
-
-
-class Feedback(ABC):
-    """A loop from entropies (nats per token) to pressure; the controller keeps its memory."""
-
-    limit: float
-
-    def start(self) -> EntropyFilter | None:
-        """Return the memory before the first batch; None if the loop has none."""
-        return None
-
-    def measure(self, memory: Any, measured: float, stderr: float, size: float) -> Any:
-        """Take one measurement, nats per token; return the memory after it.
-
-        Args:
-            memory: before the measurement.
-            measured: entropy of the batch.
-            stderr: its standard error; infinite if unknown.
-            size: sum of the absolute effects of the batch.
-        """
-        return memory
-
-    @abstractmethod
-    def plan(self, memory: Any, situation: Situation) -> tuple[Pressure, dict[str, float]]:
-        """Return the pressure for a batch, and numbers to log."""

@@ -23,9 +23,8 @@ class Target:
     >>> target.at(50, initial=0.8)
     0.6000000000000001
 
-    Args:
-        schedule: step -> nats per token: a callable, text for `schedules.from_string`, a number for
-            a constant, or None for no target.
+    `schedule` is a callable, text for `schedules.from_string`, a number for a constant, or None for
+    no target.
 
     Raises:
         ValueError: something else, or text that is no schedule.
@@ -45,11 +44,7 @@ class Target:
     def prepare(
         self, vocabulary: int | None, steps: int | None, initial: float | None = None
     ) -> None:
-        """Set the limits of a run, its vocabulary and optimizer steps, and `check` the schedule.
-
-        Raises:
-            ValueError: no vocabulary; a TargetError for the targets.
-        """
+        """Set the limits of a run, its vocabulary and optimizer steps, and `check` the schedule."""
         if vocabulary is not None:
             if not isinstance(vocabulary, int) or vocabulary < 1:
                 raise ValueError(f"vocabulary must be at least 1 token, got {vocabulary}")
@@ -61,7 +56,7 @@ class Target:
         """Check every target of the run, if `initial` is known or the schedule does without.
 
         Raises:
-            TargetError: a target that is negative, not finite or above log(vocabulary).
+            TargetError: see `at`.
         """
         for step in range((self._steps or 0) + 1):
             self.at(step, initial)
@@ -85,9 +80,8 @@ class Target:
             target = float(curve(step))
         except Exception as error:
             raise TargetError(
-                f"the schedule {curve!r} has no number for step {step} "
-                f"({type(error).__name__}: {error}); it is asked for every step of the run, the "
-                "state after the last one included"
+                f"the schedule {curve!r} has no number for step {step} ({type(error).__name__}: "
+                f"{error}); it is asked for every step of the run, and for the last one's end"
             ) from error
         if not math.isfinite(target) or target < 0:
             raise TargetError(

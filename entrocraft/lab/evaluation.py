@@ -16,8 +16,6 @@ from entrocraft.lab.tasks import Problem, Task
 from entrocraft.lab.tasks.prompts import text_prompt
 from entrocraft.rollouts import RolloutStats
 
-__all__ = ["Estimate", "Evaluation", "evaluate", "pass_at_k", "sample"]
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -29,21 +27,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Behavior of a policy on a set of problems.
+    """Behavior of a policy on a set of problems."""
 
-    Attributes:
-        entropy: token mean over responses at the sampling temperature, nats per token.
-        correct: (problems,) number of right answers among `samples`.
-        samples: completions per problem.
-        length: mean response length in tokens, end token included.
-        finished: share of responses that end by themselves.
-    """
-
-    entropy: Estimate
-    correct: Tensor
-    samples: int
-    length: float
-    finished: float
+    entropy: Estimate  # token mean over responses at the sampling temperature, nats per token
+    correct: Tensor  # (problems,) number of right answers among `samples`
+    samples: int  # completions per problem
+    length: float  # mean response length in tokens, end token included
+    finished: float  # share of responses that end by themselves
 
     def pass_at(self, k: int) -> Estimate:
         """Probability that at least one of k samples is right; unbiased, see `pass_at_k`."""
@@ -77,9 +67,8 @@ def sample(
     """Complete prompts; the global random state is left as it was.
 
     Args:
-        prompts: B prompts.
+        prompts: B of them.
         max_new_tokens: longest completion, end token included.
-        temperature: of sampling.
         seed: of the sampling; None decodes greedily.
         special_tokens: let the tokenizer add its own; a rendered chat template has them already.
         sampling: further options of transformers' `GenerationConfig`, such as top_p. The model's

@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 
-__all__ = ["config_from_arguments", "config_from_mapping", "flat_keys", "merge"]
-
 Config = TypeVar("Config")
 
 
@@ -31,11 +29,7 @@ def config_from_arguments(
 
 
 def config_from_mapping(config_class: type[Config], keys: dict[str, Any]) -> Config:
-    """Make a config from nested keys, checked as if they came from a YAML file.
-
-    Raises:
-        ValueError: an unknown key or a value of the wrong type.
-    """
+    """Make a config from nested keys; ValueError for an unknown key or a value of a wrong type."""
     parser = _parser(config_class, exit_on_error=False)
     try:
         return _instantiate(config_class, parser, parser.parse_object(keys))

@@ -73,9 +73,9 @@ class RolloutStats:
     def without_rounding_noise(self) -> RolloutStats:
         """Set advantages that are nothing but rounding back to the 0 that they stand for.
 
-        In a group with one reward, 0.1 for example, the mean can differ from its members by the
-        last digit of 32 bits, and trainers divide that by next to no standard deviation. Advantages
-        of such groups that are real, such as raw rewards, are larger and stay.
+        In a group with one reward the mean can differ from its members by the last digit of 32
+        bits, and trainers divide that by next to no standard deviation. Real advantages of such
+        groups, such as raw rewards, are larger and stay.
         """
         constant = self.constant_reward
         if self.rewards is None or not bool(constant.any()):
@@ -102,20 +102,17 @@ class RolloutStats:
     def entropy_stderr(self) -> float:
         """Standard error of `mean_entropy`, nats per token; infinite below two prompts.
 
-        The ratio estimator over independent clusters: prompts if `group` is known, else rollouts;
-        those without tokens do not count.
+        The ratio estimator over clusters: prompts if `group` is known, else rollouts with tokens.
         """
         residual = (self.entropy - self.mean_entropy() * self.tokens) / self.total_tokens
         return clustered_stderr(residual, self.tokens > 0, self.group)
 
 
 def clustered_stderr(residual: Tensor, counted: Tensor, group: Tensor | None) -> float:
-    """Standard error of the sum of residuals (B,) over independent groups.
+    """Standard error of a sum over rollouts whose groups are independent; infinite below two.
 
-    Args:
-        residual: (B,), what each rollout adds to the estimate's error.
-        counted: (B,) bool, rollouts that are part of the estimate.
-        group: (B,), an integer for each prompt; None takes each rollout as independent.
+    `residual` (B,) is what each rollout adds to the error, `counted` (B,) bool says which belong to
+    the estimate, `group` (B,) numbers the prompts; None takes each rollout as independent.
     """
     residual = residual[counted]
     if group is not None:

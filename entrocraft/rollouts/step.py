@@ -16,8 +16,7 @@ class StepInfo:
 
     Args:
         step: optimizer steps taken before this batch; the schedule counts in these.
-        optimizer_steps: optimizer steps that the batch is used for; a fraction where several
-            rollout batches make one step.
+        optimizer_steps: that the batch is used for; a fraction where several batches make one.
         momentum: factor by which the pending change in the optimizer shrinks from step to step
             (Adam's beta1, SGD's momentum); None if it is not known: then 0.9 is taken.
 

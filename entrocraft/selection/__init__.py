@@ -1,8 +1,7 @@
 """Selection: pressure and predicted effects decide which rollouts enter the update."""
 
-from entrocraft.selection.response import GRID, Response, ResponseCurve, rule_input
+from entrocraft.selection.response import Response, ResponseCurve, rule_input
 from entrocraft.selection.rules import RULES, RuleInput, Selection, SelectionSettings, get_rule
-from entrocraft.selection.sampling import systematic_draw
 
 __all__ = [
     "GRID",
@@ -14,5 +13,4 @@ __all__ = [
     "SelectionSettings",
     "get_rule",
     "rule_input",
-    "systematic_draw",
 ]

@@ -12,11 +12,9 @@ from entrocraft.effects import BatchMeans, rollout_effects
 from entrocraft.rollouts.batch import RolloutStats
 from entrocraft.selection.rules import SUCCESS, Rule, RuleInput, Selection, SelectionSettings
 
-__all__ = ["GRID", "Response", "ResponseCurve", "rule_input"]
+__all__ = ["Response", "ResponseCurve", "rule_input"]
 
 _HALF_GRID = 16  # pressures on either side of 0, closer together near it
-GRID = 2 * _HALF_GRID + 1
-"""Number of pressures of a `ResponseCurve`."""
 
 
 def rule_input(
@@ -57,8 +55,7 @@ class Response:
     """What a rule can choose from in one batch, and what each pressure is expected to do.
 
     Attributes:
-        rule: the rejection rule.
-        given: what it looks at.
+        rule, given: the rejection rule, and what it looks at.
         unit: (B,), effect of an advantage of 1 over all optimizer steps of the batch.
         tokens: (B,), response tokens.
         limit: largest pressure.
@@ -123,6 +120,10 @@ class ResponseCurve:
     size: float
     limit: float
 
+    def __post_init__(self) -> None:
+        if tuple(self.sums.shape) != (2 * _HALF_GRID + 1, 2):
+            raise ValueError(f"a response has 33 pressures, got {tuple(self.sums.shape)}")
+
     @property
     def ends(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Sums at the largest pressure against entropy, and at the largest for it."""
@@ -130,17 +131,13 @@ class ResponseCurve:
         return (low_positive, low_negative), (positive, negative)
 
     def solve(self, gains: tuple[float, float], wanted: float) -> tuple[float, float]:
-        """Pressure at which the kept effects times the gains sum to `wanted`, and what it gives.
+        """Smallest pressure whose kept effects, times the gains, sum to `wanted` nats per token.
 
-        Between the pressures of a grid, the straight line.
-
-        Args:
-            gains: nats per unit of effect, of positive and of negative advantages.
-            wanted: nats per token.
+        Between the pressures of a grid, the straight line. `gains` are nats per unit of effect, of
+        positive and of negative advantages.
 
         Returns:
-            (pressure, nats): the smallest pressure that gives `wanted`, or the limit and what it
-            gives if `wanted` is out of reach.
+            (pressure, wanted), or the limit and what it gives if `wanted` is out of reach.
         """
         pressures = _pressures(self.limit)
         nats = self.sums @ torch.tensor(gains, dtype=torch.float64)

@@ -45,15 +45,11 @@ class SelectionSettings:
 
 @dataclass(frozen=True)
 class RuleInput:
-    """What a rule looks at. All tensors are (B,) float64.
+    """What a rule looks at: (B,) float64 tensors, and the slow average of the effects' mean size.
 
-    Attributes:
-        advantages: of the estimator.
-        effects: predicted entropy change of each rollout, with the advantages that it would carry.
-        scale: slow average of the effects' mean size, same unit.
-        rewards: raw rewards, or None.
-        joining: advantages that rollouts of constant-reward groups may join the update with, 0
-            elsewhere; None if they may not.
+    `effects` are those of the advantages that each rollout would carry; `joining` are the
+    advantages that rollouts of constant-reward groups may join the update with, 0 elsewhere, None
+    if they may not.
     """
 
     advantages: Tensor
@@ -121,7 +117,7 @@ class Tilt(Rule):
     deadband = False
 
     def select(self, given: RuleInput, pressure: float) -> Selection:
-        """Tilt by the pressure in units of the effects' usual size."""
+        """Tilt, the pressure in units of the effects' usual size."""
         if given.scale > 0 and pressure != 0:
             # dividing the effects, not the pressure: neither tiny nor huge effects overflow
             sizes = given.effects / given.scale
@@ -167,8 +163,8 @@ class Switch(Rule):
         """Swap the advantages for raw rewards and keep the sign that the pressure asks for."""
         if given.rewards is None:
             raise ValueError(
-                "rule 'switch' trains on raw rewards outside its band; put RolloutBatch.rewards "
-                "(B,) into the batch, or choose rule='tilt' or rule='sign'"
+                "rule 'switch' trains on raw rewards; put RolloutBatch.rewards (B,) into the "
+                "batch, or choose rule='tilt' or rule='sign'"
             )
         if pressure == 0:
             return Selection(torch.ones_like(given.advantages), given.advantages)
@@ -190,8 +186,7 @@ def get_rule(name: str, settings: SelectionSettings | None = None) -> Rule:
         )
     if settings.constant_reward_groups and name != "tilt":
         raise ValueError(
-            f"constant_reward_groups needs rule='tilt', got {name!r}; 'switch' uses such groups by "
-            "itself"
+            f"constant_reward_groups needs rule='tilt', got {name!r}; 'switch' does so by itself"
         )
     rules: dict[str, Rule] = {"tilt": Tilt(settings.floor), "sign": Sign(), "switch": Switch()}
     return rules[name]

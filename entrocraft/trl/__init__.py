@@ -15,6 +15,7 @@ except ImportError as error:
         f"entrocraft.trl needs TRL ({error}); pip install 'entrocraft[trl]'"
     ) from error
 
+from entrocraft.trl.metrics import MetricsFile
 from entrocraft.trl.trainers import EntropyControlMixin, GRPOTrainer, RLOOTrainer
 
-__all__ = ["EntropyControlMixin", "GRPOTrainer", "RLOOTrainer"]
+__all__ = ["EntropyControlMixin", "GRPOTrainer", "MetricsFile", "RLOOTrainer"]

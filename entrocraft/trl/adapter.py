@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
+import trl
 from accelerate.utils import broadcast, gather
 from torch import Tensor, nn
 from transformers import TrainerCallback
@@ -39,19 +41,8 @@ _MEAN_OF_ROLLOUTS = ("grpo", "sapo")
 _OVER_ROLLOUTS = (*_MEAN_OF_ROLLOUTS, "dr_grpo", "luspo")
 """TRL's losses that divide by the number of rollouts, with or without tokens."""
 
-_MODEL_INPUTS = (
-    "pixel_values",
-    "image_grid_thw",
-    "num_images",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "num_tiles",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
-"""What TRL hands to its log-prob pass besides the tokens, as far as the batch has it."""
+_MODEL_INPUTS = signature(trl.GRPOTrainer._get_per_token_logps_and_entropies).parameters
+"""What TRL's log-prob pass takes: besides tokens what a vision model needs, as the batch has it."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +58,7 @@ class Signals:
 
 
 class SignalRecorder:
-    """Takes signals from TRL's log-prob passes.
-
-    Args:
-        trainer: TRL's.
-        level: effect level of the hosted method, or None.
-    """
+    """Takes signals from TRL's log-prob passes, as an effect level needs them."""
 
     def __init__(self, trainer: Any, level: str | None) -> None:
         self._trainer = trainer
@@ -84,10 +70,7 @@ class SignalRecorder:
 
     @contextmanager
     def listening(self, sensitivity: bool = True) -> Iterator[None]:
-        """Record the first pass of the policy without gradients inside this block.
-
-        `sensitivity` False leaves sensitivities out, whatever the level.
-        """
+        """Record the first pass of the policy without gradients inside this block."""
         self._open, self._first = True, None
         self._sensitive = sensitivity and self._level_needs_tokens
         try:
@@ -175,23 +158,17 @@ class AcceleratorProcesses(Processes):
         self._device = accelerator.device
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Concatenate the rows of all processes, equally many on each."""
         return gather(rows.to(self._device)).cpu() if self.count > 1 else rows
 
     def broadcast(self, values: Tensor) -> Tensor:
-        """Return the first process's values."""
         return broadcast(values.to(self._device)).cpu() if self.count > 1 else values
 
 
 class GenerationBatch(Adapter):
-    """One generation batch of a TRL trainer.
+    """One generation batch of a TRL trainer, `output` as TRL scored it.
 
-    Args:
-        trainer: with `entropy_control`.
-        output: the batch as TRL scored it; its advantages are replaced.
-        recorder: of the trainer's log-prob passes.
-        signals: of the rollouts; None until they are scored.
-        rewards: of all processes' rollouts, or None.
+    `signals` are None until the tokens are scored; `rewards` are those of all processes' rollouts,
+    or None.
 
     Raises:
         ValueError: a trainer whose advantages are not one for each rollout.
@@ -219,26 +196,20 @@ class GenerationBatch(Adapter):
         self.mask = response_mask(output)
         if signals is not None:
             self.signals = signals
-        args = trainer.args
-        micro_batches = args.steps_per_generation * trainer.num_iterations
-        self._step = StepInfo(
-            trainer.state.global_step,
-            micro_batches / args.gradient_accumulation_steps,
-            _momentum(trainer.optimizer),
-        )
+        micro_batches = trainer.args.steps_per_generation * trainer.num_iterations
+        steps = micro_batches / trainer.args.gradient_accumulation_steps
+        self._step = StepInfo(trainer.state.global_step, steps, _momentum(trainer.optimizer))
 
     def step_info(self) -> StepInfo:
-        """Optimizer steps taken, and those that this batch is used for."""
         return self._step
 
     def local_stats(self) -> RolloutStats:
-        """Per-rollout sums of this process; vLLM's importance ratios are taken in."""
-        return self.part(self.output, self.signals).without_rounding_noise()
+        return self.part(self.output, self.signals)
 
     def part(
         self, rollouts: dict[str, Any], signals: Signals, rows: Tensor | None = None
     ) -> RolloutStats:
-        """Per-rollout sums of some rollouts, with all that is known of these `rows`."""
+        """Per-rollout sums of some rollouts; with their `rows`, all else that is known of them."""
         advantages, sensitivity = rollouts["advantages"], signals.sensitivity
         if (ratio := rollouts.get("importance_sampling_ratio")) is not None:
             # of vLLM's policy to ours, (B, T) or (B, 1): the loss multiplies tokens by it, and
@@ -279,23 +250,20 @@ class GenerationBatch(Adapter):
         return replace(
             stats,
             rewards=None if rewards is None else rewards.detach().cpu().double()[here],
-            group=here // self._trainer.num_generations,
+            group=here // self._trainer.num_generations,  # TRL's order
             token_weight=1 / stats.tokens.clamp(min=1) if weighted else None,
             by_rollout=loss is None or loss in _OVER_ROLLOUTS,
         )
 
     def write(self, decision: Decision, advantages: Tensor, stats: RolloutStats) -> None:
-        """Put the advantages into the batch."""
         old = self.output["advantages"]
         self.output["advantages"] = advantages.to(old.device, old.dtype)
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Append to TRL's metrics."""
         for name, value in metrics.items():
             self._trainer._metrics["train"][name].append(value)
 
     def score(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass without gradients over some rollouts."""
         rows, count = chosen.to(self.mask.device), len(self.mask)
         part = {
             name: value[rows] if torch.is_tensor(value) and value.shape[:1] == (count,) else value
@@ -333,7 +301,6 @@ class Remeasuring(TrainerCallback):
             self._batch = batch
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure, once the batch was used for its last step."""
         batch = self._batch
         if batch is not None:
             step = batch.step_info()

@@ -14,10 +14,7 @@ __all__ = ["EntropyControlState"]
 
 
 class EntropyControlState(TrainerCallback, ExportableState):
-    """Writes the method's state into `trainer_state.json` and takes it back when a run resumes.
-
-    Made by `EntropyControlState.of(method)`.
-    """
+    """Writes the method's state into `trainer_state.json` and takes it back when a run resumes."""
 
     method: Method
     _fresh: dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -34,13 +34,10 @@ def join_extra_rollouts(
     output: dict[str, Any],
     extra: ExtraRollouts,
 ) -> int:
-    """Sample again and put the best of it into `output`; every process does its share.
+    """Sample again and put the best of it in place of the first rows of `output`.
 
-    Args:
-        trainer: one of ours.
-        generate: TRL's `_generate_and_score_completions`.
-        inputs: this process's part of the generation batch.
-        output: what TRL made of it; the first rows are replaced.
+    Every process does its share: `generate`, TRL's `_generate_and_score_completions`, has made
+    `output` of its `inputs`.
 
     Returns:
         How many rows were replaced on this process.
@@ -112,14 +109,11 @@ def _temperature(trainer: Any, temperature: float) -> Iterator[None]:
     """Sample at another temperature inside this block; log-probabilities stay at the usual one."""
     names = ("generation_config", "vllm_generation")
     samplers = [getattr(trainer, name) for name in names if hasattr(trainer, name)]
-    before = [sampler.temperature for sampler in samplers]
-    for sampler in samplers:
-        sampler.temperature = temperature
-    try:
+    with ExitStack() as stack:
+        for sampler in samplers:
+            stack.callback(setattr, sampler, "temperature", sampler.temperature)
+            sampler.temperature = temperature
         yield
-    finally:
-        for sampler, usual in zip(samplers, before, strict=True):
-            sampler.temperature = usual
 
 
 @contextmanager

@@ -1,15 +1,14 @@
 """Decisions inside TRL's loss: no pass over a batch but the one that trains on it.
 
 On-policy with one update a batch, TRL scores completions for the first time in the loss itself. The
-pressure is then chosen before, from the batch before; each micro-batch is scored by the loss's own
-forward pass, its rollouts are drawn, and the loss goes on with the advantages of those that are
-kept. After the last micro-batch, and before the optimizer's step, the processes exchange their sums.
+pressure then comes from the batch before. The loss's own forward pass scores each micro-batch, its
+rollouts are drawn, and the loss goes on with the advantages of those that are kept. After the last
+micro-batch, before the optimizer's step, the processes exchange their sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -37,6 +36,7 @@ class LossDecision:
         self._finished = finished
         self._batch: GenerationBatch | None = None
         self._inputs: dict[str, Any] | None = None
+        self._error: ValueError | None = None
 
     @staticmethod
     def possible(trainer: Any) -> bool:
@@ -57,7 +57,7 @@ class LossDecision:
         empty = batch.mask.new_zeros(batch.mask.shape, dtype=torch.float32)
         batch.signals = Signals(empty, empty.clone())
         self._parts: list[tuple[Tensor, RolloutStats, Tensor]] = []
-        self._error: ValueError | None = None
+        self._seen, self._error = 0, None
 
     def loss(self, compute: Callable[..., Tensor], model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss `compute(model, inputs)` on rollouts that are decided on within it."""
@@ -88,48 +88,50 @@ class LossDecision:
         """
         inputs, self._inputs = self._inputs, None
         batch = self._batch
-        assert inputs is not None and batch is not None
+        assert inputs is not None, "TRL is computing a loss"
+        assert batch is not None, "it is that of a batch"
         out, sensitivity = score()
-        rows, before = inputs[_ROW], inputs["advantages"]
+        rows, advantages = inputs[_ROW], inputs["advantages"]
         now = Signals(out[0].detach(), out[1].detach(), sensitivity)
         width = now.logprobs.shape[1]
         batch.signals.logprobs[rows, :width] = now.logprobs.float()
         batch.signals.entropies[rows, :width] = now.entropies.float()
+        # the parts of all processes have numbers of their own
+        number = batch.processes.index + batch.processes.count * len(self._parts)
         try:
             stats = batch.part(inputs, now, rows)
-            # the number of a part over all processes is its own source of chance
-            number = batch.processes.index + batch.processes.count * len(self._parts)
-            weights, advantages = batch.method.decide_part(stats, self._chosen, number)
-        except ValueError as error:  # every process stops together, before the optimizer's step
+            weights, kept = batch.method.decide_part(stats, self._chosen, number)
+            advantages = kept.to(advantages.device, advantages.dtype)
+            self._parts.append((rows.cpu(), stats, weights))
+        except ValueError as error:  # all processes stop together, before the optimizer's step
             self._error = self._error or error
-            weights, advantages = torch.zeros(len(rows)), torch.zeros(len(rows))
-            stats = RolloutStats(*(torch.zeros(len(rows), dtype=torch.float64) for _ in range(4)))
-        inputs["advantages"] = advantages.to(before.device, before.dtype)
-        batch.output["advantages"][rows] = inputs["advantages"]
-        self._parts.append((rows.cpu(), stats, weights))
-        if sum(len(part) for part, _, _ in self._parts) >= len(batch.mask):
+        self._seen += len(rows)
+        inputs["advantages"] = batch.output["advantages"][rows] = advantages
+        if self._seen == len(batch.mask):
             self._finish(batch)
         return out
 
     def _finish(self, batch: GenerationBatch) -> None:
+        """Tell the method of the whole batch."""
         self._batch = None
-        batch.processes.together(self._raise)
-        order = torch.cat([rows for rows, _, _ in self._parts]).argsort()
-        columns = {}
-        for name in (field.name for field in fields(RolloutStats)):
-            values = [getattr(stats, name) for _, stats, _ in self._parts]
-            if torch.is_tensor(values[0]):
-                columns[name] = torch.cat(values)[order]
-        local = RolloutStats(**columns)
-        weights = torch.cat([weights for _, _, weights in self._parts])[order]
+        local, weights = batch.processes.together(self._joined)
         stats = batch.complete(gather_stats(batch.processes, local))
-        weights = batch.processes.gather(weights)
-        decision = None
+        weights, decision = batch.processes.gather(weights), None
         if stats.total_tokens > 0:
             decision = batch.method.finish(stats, batch.step_info(), self._chosen, weights)
             batch.log(decision.metrics)
         self._finished(batch, decision)
 
-    def _raise(self) -> None:
+    def _joined(self) -> tuple[RolloutStats, Tensor]:
+        """Sums and weights of this process's rollouts, in their order in the batch."""
         if self._error is not None:
             raise self._error
+        order = torch.cat([rows for rows, _, _ in self._parts]).argsort()
+
+        def joined(name: str) -> Any:
+            values = [getattr(stats, name) for _, stats, _ in self._parts]
+            return None if values[0] is None else torch.cat(values)[order]
+
+        names = ("advantages", "tokens", "logprob", "entropy", "sensitivity")
+        weights = torch.cat([weights for _, _, weights in self._parts])[order]
+        return RolloutStats(**{name: joined(name) for name in names}), weights

@@ -8,11 +8,11 @@ from dataclasses import MISSING, fields
 from importlib.metadata import version
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from entrocraft.method import Method
 
-__all__ = ["apply_settings", "check_loss", "with_options"]
+__all__ = ["LearningRateFactor", "apply_settings", "check_loss", "with_options"]
 
 
 def with_options(
@@ -76,3 +76,26 @@ def apply_settings(trainer: Any, settings: Mapping[str, Any]) -> None:
         for owner in (trainer.args, trainer):
             if hasattr(owner, name):
                 setattr(owner, name, value)
+
+
+class LearningRateFactor(TrainerCallback):
+    """Multiplies the learning rate of a step by the latest decision's factor.
+
+    The trainer's scheduler sees none of it.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._scheduled: list[float] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Lower it."""
+        groups, decision = self._trainer.optimizer.param_groups, self._trainer.last_decision
+        self._scheduled = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] *= 1.0 if decision is None else decision.learning_rate_factor
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put it back."""
+        for group, rate in zip(self._trainer.optimizer.param_groups, self._scheduled, strict=True):
+            group["lr"] = rate

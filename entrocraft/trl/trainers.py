@@ -20,7 +20,7 @@ from entrocraft.trl.adapter import GenerationBatch, Remeasuring, SignalRecorder
 from entrocraft.trl.checkpoint import EntropyControlState
 from entrocraft.trl.extra import join_extra_rollouts
 from entrocraft.trl.in_loss import LossDecision
-from entrocraft.trl.options import apply_settings, check_loss, with_options
+from entrocraft.trl.options import LearningRateFactor, apply_settings, check_loss, with_options
 from entrocraft.trl.tokens import TokenHook
 
 _Trainer: Any = object  # for the type checker: the mixin's next class is one of TRL's trainers
@@ -79,6 +79,8 @@ class EntropyControlMixin(_Trainer):
         if method.remeasure:
             self._remeasuring = Remeasuring()
             self.add_callback(self._remeasuring)
+        if method.sets_learning_rate:
+            self.add_callback(LearningRateFactor(self))
         if method.token_scope or method.uses_bonus:
             self._tokens = TokenHook(self, method)
         if method.decides_in_parts and LossDecision.possible(self):
@@ -119,7 +121,7 @@ class EntropyControlMixin(_Trainer):
             return generate(inputs)
         if not self.model.training:
             output = generate(inputs)
-            self._log_kept([None] * (len(inputs) * self.accelerator.num_processes))
+            self._log_kept([None] * len(inputs) * self.accelerator.num_processes)
             return output
         with self._signals.listening():
             output = generate(inputs)
@@ -148,8 +150,7 @@ class EntropyControlMixin(_Trainer):
         if decision is None:
             # every completion was cut short and masked: nothing to measure or to train on;
             # token-level methods leave a batch alone that carries no mark of theirs
-            rows = len(batch.mask) * self.accelerator.num_processes
-            self._log_kept([True] * rows)
+            self._log_kept([True] * len(batch.mask) * self.accelerator.num_processes)
             return
         self.last_decision = decision
         apply_settings(self, decision.settings)
@@ -174,23 +175,22 @@ class RLOOTrainer(EntropyControlMixin, trl.RLOOTrainer):
 
 def _warn_of_use(trainer: Any, method: Method) -> None:
     """Warn of a method that goes on with another run's state, or that cannot act in this one."""
-    args = trainer.args
     found = []
     if method.hosted:
         found.append(
             f"{method!r} has been in another trainer and goes on with what it learnt there: its "
             "start, gains and drift; make a new one for a new run"
         )
-    accumulated = args.gradient_accumulation_steps
-    one = args.steps_per_generation * trainer.num_iterations <= accumulated
-    if one and method.needs_updates:
+    accumulated = trainer.args.gradient_accumulation_steps
+    micro_batches = trainer.args.steps_per_generation * trainer.num_iterations
+    if micro_batches <= accumulated and method.needs_updates:
         found.append(
             "with one update per rollout batch every importance ratio is 1 and the method "
             f"{method.name!r} is plain RL; use num_iterations=2, or a steps_per_generation "
             f"above gradient_accumulation_steps={accumulated} (updates in entrocraft's YAML)"
         )
     bonus = {"entropy_coef", "use_adaptive_entropy"}
-    on = any(getattr(args, name, False) for name in bonus)
+    on = any(getattr(trainer.args, name, False) for name in bonus)
     if on and not bonus & set(method.trainer_options):
         found.append(
             "both entropy_control and TRL's entropy bonus (entropy_coef, use_adaptive_entropy) "

@@ -24,18 +24,16 @@ def arguments_for_verl(arguments: list[str]) -> list[str]:
     >>> arguments_for_verl(["trainer.n_gpus_per_node=8", "entrocraft.schedule=linear(1, 0, 9)"])
     ['trainer.n_gpus_per_node=8', '++entrocraft.schedule="linear(1, 0, 9)"']
     """
-    return [_in_hydras_grammar(argument) for argument in arguments]
-
-
-def _in_hydras_grammar(argument: str) -> str:
-    match = re.fullmatch(r"\+{0,2}(entrocraft\.[\w.]+)=(.*)", argument, re.DOTALL)
-    if match is None:
-        return argument
-    key, value = match.groups()
-    bare = value[:1] not in "\"'{[" if value else False
-    if bare and re.search(r"[(),*]", value):
-        value = f'"{value}"'
-    return f"++{key}={value}"
+    found = []
+    for argument in arguments:
+        match = re.fullmatch(r"\+{0,2}(entrocraft\.[\w.]+)=(.*)", argument, re.DOTALL)
+        if match is not None:
+            key, value = match.groups()
+            if value[:1] not in ("", *"\"'{[") and re.search(r"[(),*]", value):
+                value = f'"{value}"'
+            argument = f"++{key}={value}"
+        found.append(argument)
+    return found
 
 
 def main() -> None:
@@ -44,7 +42,7 @@ def main() -> None:
     Raises:
         SystemExit: nothing that makes sense is configured.
     """
-    if {"-h", "--help"} & set(sys.argv[1:]):
+    if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
     sys.argv[1:] = arguments_for_verl(sys.argv[1:])
     import hydra

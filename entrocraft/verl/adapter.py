@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -34,8 +35,7 @@ class TrainingBatch(Adapter):
         trainer: with `entropy_control`.
         batch: verl's metadata of the rows.
         metrics: of verl's training step.
-        step: optimizer steps taken before.
-        optimizer_steps: that the actor makes of this batch.
+        step, optimizer_steps: see `StepInfo`.
         measured: what `measure` found before the update; None reads what verl's own pass left.
     """
 
@@ -52,71 +52,58 @@ class TrainingBatch(Adapter):
         self.processes = Processes()  # verl's driver sees all rollouts
         self.batch = batch
         self._trainer, self._metrics = trainer, metrics
-        betas = OmegaConf.select(trainer.config, "actor_rollout_ref.actor.optim.betas")
-        self._step = StepInfo(step, optimizer_steps, None if betas is None else float(betas[0]))
+        momentum = OmegaConf.select(trainer.config, "actor_rollout_ref.actor.optim.betas[0]")
+        self._step = StepInfo(step, optimizer_steps, momentum)
         rows, self._nested_mask = self._read(measured)
-        rollouts = Trajectories(rows)
-        if self._prompts_own_baseline(rollouts):
-            rollouts = rollouts.without_rounding_noise()
-        self._rollouts = rollouts
-        self._trained = torch.zeros(len(rows.keys))
-
-    def _prompts_own_baseline(self, rollouts: Trajectories) -> bool:
-        """Whether one reward for all rollouts of a prompt makes advantages of 0."""
-        algorithm = self._trainer.config.algorithm
-        if algorithm.adv_estimator not in _OWN_BASELINE or algorithm.use_kl_in_reward:
-            return False
+        self._rollouts = Trajectories(rows)
+        algorithm = trainer.config.algorithm
         # but for grpo verl gives each row of a rollout a reward and an advantage of its own
-        single = len(rollouts) == int(rollouts.real.sum())
-        return algorithm.adv_estimator == "grpo" or single
+        single = len(self._rollouts) == int(self._rollouts.real.sum())
+        own_baseline = algorithm.adv_estimator in _OWN_BASELINE and not algorithm.use_kl_in_reward
+        if own_baseline and (single or algorithm.adv_estimator == "grpo"):
+            self._rollouts = self._rollouts.without_rounding_noise()
+        self._trained = torch.zeros(len(rows.keys))
 
     def _read(self, measured: dict[str, Tensor] | None) -> tuple[Rows, Tensor]:
         """Read the batch; also verl's nested response mask, which gives rows their lengths."""
-        sensitive = self.method.effect in TOKEN_LEVELS
-        names = ["advantages", "response_mask", "old_log_probs", "rm_scores"]
+        names = ["advantages", "response_mask", "rm_scores"]
         if measured is None:
-            names += ["entropy", SENSITIVITY] if sensitive else ["entropy"]
+            names += ["old_log_probs", "entropy"]
+            names += [SENSITIVITY] if self.method.effect in TOKEN_LEVELS else []
         data = _fetch(self.batch, names)
         _demand(data, names)
-        nested_mask = data["response_mask"]
+        mask = data["response_mask"]
         if measured is None:
-            measured = {
-                "logprobs": _padded(data["old_log_probs"]),
-                "entropies": _padded(data["entropy"]),
-            }
-            if sensitive:
-                values = response_from_nested(data[SENSITIVITY], nested_mask)
-                measured["sensitivity"] = _padded(values)
+            measured = {"logprobs": data["old_log_probs"], "entropies": data["entropy"]}
+            if SENSITIVITY in names:
+                measured["sensitivity"] = response_from_nested(data[SENSITIVITY], mask)
+        signals = {name: _padded(values).float() for name, values in measured.items()}
         actor = self._trainer.config.actor_rollout_ref.actor
         averages = averages_rows(actor)
         rows = Rows(
             keys=list(self.batch.keys),
             padding=torch.tensor([bool(tag.get("is_padding", False)) for tag in self.batch.tags]),
             advantages=_padded(data["advantages"]).float(),
-            mask=_padded(nested_mask).bool(),
-            logprobs=measured["logprobs"].float(),
-            entropies=measured["entropies"].float(),
-            sensitivity=measured["sensitivity"].float() if "sensitivity" in measured else None,
+            mask=_padded(mask).bool(),
+            logprobs=signals["logprobs"],
+            entropies=signals["entropies"],
+            sensitivity=signals.get("sensitivity"),
             rewards=_padded(data["rm_scores"]).float().sum(1),
             mean_of_rows=averages,
             by_row=averages or actor.loss_agg_mode.startswith("seq-mean"),
         )
-        return rows, nested_mask
+        return rows, mask
 
     def step_info(self) -> StepInfo:
-        """Optimizer steps taken, and those that this batch is used for."""
         return self._step
 
     def local_stats(self) -> RolloutStats:
-        """Per-rollout sums, over all rows of each."""
         return self._rollouts.stats()
 
     def complete(self, stats: RolloutStats) -> RolloutStats:
-        """Return them as they are: prompts, rewards and weights are read with the rows."""
-        return stats
+        return stats  # prompts, rewards and weights are read with the rows
 
     def write(self, decision: Decision, advantages: Tensor, stats: RolloutStats) -> None:
-        """Put token advantages into verl's transfer queue."""
         decided = self._reweighed(self._rollouts.advantages(stats, decision))
         fields = TensorDict(
             {"advantages": response_to_nested(decided, self._nested_mask)},
@@ -131,9 +118,7 @@ class TrainingBatch(Adapter):
         """Let a method that weighs the tokens of a batch do so."""
         if self.method.token_scope != "batch":
             return advantages
-        rows = self._rollouts.rows
-        assert rows.entropies is not None
-        real = ~rows.padding
+        rows, real = self._rollouts.rows, self._rollouts.real
         tokens = TokenBatch(
             step=self._step.step,
             advantages=advantages[real],
@@ -149,15 +134,13 @@ class TrainingBatch(Adapter):
         return weighed
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Add to verl's metrics of the training step."""
         self._metrics.update(metrics)
 
     def remeasure(self, batch: Any, metrics: dict) -> None:
         """Score a share of the prompts once more, after the batch's last update."""
         self.batch, self._metrics = batch, metrics
         rollouts, rows, real = self._rollouts, self._rollouts.rows, self._rollouts.real
-        assert rows.entropies is not None
-        prompts = rollouts.group[rollouts.rollout[real]]
+        prompts = rollouts.group[rollouts.owner]
         before = ScoredTokens(rows.mask[real], rows.logprobs[real], rows.entropies[real], prompts)
         run_remeasure(self, before, self._trained[real])
 
@@ -166,21 +149,22 @@ class TrainingBatch(Adapter):
         names, real = self._rollouts.rows.keys, self._rollouts.real.nonzero().flatten()
         wanted = [names[row] for row in real[chosen].tolist()]
         others = [name for name in names if name not in set(wanted)]
-        unit = self._rows_at_a_time()
+        micro = self._trainer.config.actor_rollout_ref.rollout.get(
+            "log_prob_micro_batch_size_per_gpu"
+        )
+        unit = int(micro or 1) * int(self._trainer.actor_rollout_wg.world_size)
         keys = [*wanted, *others[: -len(wanted) % unit]]
         part = self.batch if len(keys) % unit else self.batch.select_keys(keys)
         found = measure(self._trainer, part)
         place = {key: row for row, key in enumerate(part.keys)}
         rows = torch.tensor([place[key] for key in wanted])
         width = self._rollouts.rows.mask.shape[1]
-        logprobs, entropies = (found[name][rows] for name in ("logprobs", "entropies"))
-        return _widened(logprobs, width), _widened(entropies, width)
 
-    def _rows_at_a_time(self) -> int:
-        """Rows that the workers can share evenly, in whole micro-batches."""
-        rollout = self._trainer.config.actor_rollout_ref.rollout
-        micro = rollout.get("log_prob_micro_batch_size_per_gpu") or 1
-        return int(micro) * int(self._trainer.actor_rollout_wg.world_size)
+        def fitted(values: Tensor) -> Tensor:
+            """Cut to `width` columns, or filled up with 0."""
+            return torch.nn.functional.pad(values, (0, width - values.shape[1]))
+
+        return fitted(found["logprobs"][rows]), fitted(found["entropies"][rows])
 
 
 def averages_rows(actor: Any) -> bool:
@@ -195,28 +179,26 @@ def measure(trainer: Any, batch: Any, sensitivity: bool = False) -> dict[str, Te
     """One forward pass over a batch: padded (R, T) log-probabilities, entropies and more."""
     kept = dict(batch.extra_info)
     batch.extra_info.update(
-        {
-            "calculate_entropy": True,
-            "compute_loss": False,
-            # left behind by an update that distils; without a loss there is nothing to distil
-            "distillation_use_topk": False,
-            "distillation_only": False,
-            "temperature": trainer.config.actor_rollout_ref.rollout.temperature,
-            FLAG: sensitivity,
-        }
+        calculate_entropy=True,
+        compute_loss=False,
+        # left behind by an update that distils; without a loss there is nothing to distil
+        distillation_use_topk=False,
+        distillation_only=False,
+        temperature=trainer.config.actor_rollout_ref.rollout.temperature,
+        **{FLAG: sensitivity},
     )
     old = _fetch(batch, ["entropy"])  # the pass writes over it
     trainer.actor_rollout_wg.compute_log_prob(batch)
     batch.extra_info.clear()
     batch.extra_info.update(kept)
-    names = {"log_probs": "logprobs", "entropy": "entropies"}
+    names = {"logprobs": "log_probs", "entropies": "entropy"}
     if sensitivity:
-        names[SENSITIVITY] = "sensitivity"
-    data = _fetch(batch, [*names, "response_mask"])
+        names["sensitivity"] = SENSITIVITY
+    data = _fetch(batch, [*names.values(), "response_mask"])
+    _demand(data, names.values())
     mask = data["response_mask"]
-    _demand(data, names)
     found = {
-        ours: _padded(response_from_nested(data[field], mask)) for field, ours in names.items()
+        ours: _padded(response_from_nested(data[field], mask)) for ours, field in names.items()
     }
     if "entropy" in set(old.keys()):
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=old)
@@ -227,14 +209,14 @@ def _fetch(batch: Any, fields: list[str]) -> Any:
     return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
 
 
-def _demand(data: Any, fields: Any) -> None:
+def _demand(data: Any, fields: Iterable[str]) -> None:
     """Refuse to go on without what the engine should have served.
 
     Raises:
         RuntimeError: names what is missing, and the way out.
     """
-    served = set(data.keys())
-    if SENSITIVITY in fields and SENSITIVITY not in served:
+    missing = set(fields) - set(data.keys())
+    if SENSITIVITY in missing:
         raise RuntimeError(
             "the engine has served no token sensitivities for the level 'logit': only verl's "
             "FSDP engines do, in processes that have imported entrocraft.verl (install "
@@ -242,18 +224,12 @@ def _demand(data: Any, fields: Any) -> None:
             "through ray_kwargs.ray_init.runtime_env.env_vars); otherwise use "
             "+entrocraft.effect=sampled"
         )
-    if missing := [field for field in fields if field not in served]:
+    if missing:
         raise RuntimeError(
-            f"verl's batch has no {', '.join(missing)}; supported is verl {SUPPORTED}"
+            f"verl's batch has no {', '.join(sorted(missing))}; supported is verl {SUPPORTED}"
         )
 
 
-def _padded(nested: Tensor) -> Tensor:
+def _padded(values: Tensor) -> Tensor:
     """(R, T) from a nested tensor, 0 beyond each row's end."""
-    return torch.nested.to_padded_tensor(nested, 0) if nested.is_nested else nested
-
-
-def _widened(values: Tensor, width: int) -> Tensor:
-    """(n, T) cut or filled up with 0 to `width` columns."""
-    short = width - values.shape[1]
-    return torch.nn.functional.pad(values, (0, short)) if short > 0 else values[:, :width]
+    return torch.nested.to_padded_tensor(values, 0) if values.is_nested else values

@@ -14,23 +14,21 @@ from entrocraft.storage import write_atomically
 
 __all__ = ["checkpoint_folder", "read_state", "write_state"]
 
-FILE = "entrocraft.json"
+_FILE = "entrocraft.json"
 
 
 def checkpoint_folder(config: DictConfig, global_steps: int) -> Path:
     """Folder that verl writes at a step, and that it resumes from at that step."""
-    trainer = config.trainer
-    if trainer.resume_mode == "resume_path":
-        named = Path(trainer.resume_from_path)
-        if named.name == f"global_step_{global_steps}":
-            return named
-    return Path(trainer.default_local_dir) / f"global_step_{global_steps}"
+    trainer, name = config.trainer, f"global_step_{global_steps}"
+    if trainer.resume_mode == "resume_path" and Path(trainer.resume_from_path).name == name:
+        return Path(trainer.resume_from_path)
+    return Path(trainer.default_local_dir) / name
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
     """Write the state whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / FILE, json.dumps(state))
+    write_atomically(folder / _FILE, json.dumps(state))
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
@@ -39,7 +37,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: a file that is not what `write_state` writes.
     """
-    file = folder / FILE
+    file = folder / _FILE
     if not file.exists():
         warnings.warn(
             f"{folder} was written without entropy control; control starts afresh here, "
@@ -50,13 +48,11 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         state = json.loads(file.read_text())
-        assert isinstance(state, dict)
-        if "optimiser_steps" in state:  # as entrocraft 0.1.0 spelled it
-            state["optimizer_steps"] = state.pop("optimiser_steps")
-        assert {"method", "optimizer_steps"} <= state.keys()
-    except (ValueError, AssertionError):
+        # entrocraft 0.1.0 spelled it otherwise
+        steps = state["optimizer_steps" if "optimizer_steps" in state else "optimiser_steps"]
+        return {"method": state["method"], "optimizer_steps": steps}
+    except (ValueError, TypeError, KeyError):
         raise ValueError(
             f"{file} is not the state of an entropy method; restore the file, or delete it to go "
             "on without state"
         ) from None
-    return state

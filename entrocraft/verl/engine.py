@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -46,10 +46,7 @@ def serve_sensitivity(engine: Any) -> None:
 @torch.no_grad()
 def _sensitivity(engine: Any, output: Any, output_args: Any, micro_batch: Any) -> Tensor:
     """Nested (rows, prompt and response) values, each at the position that predicts the token."""
-
-    def setting(name: str, default: bool) -> bool:
-        return tensordict_utils.get_non_tensor_data(micro_batch, name, default)
-
+    setting = partial(tensordict_utils.get_non_tensor_data, micro_batch)
     if setting("use_fused_kernels", False):
         raise RuntimeError(
             "the level 'logit' needs the logits, which verl's fused kernels never make; set "
@@ -60,28 +57,20 @@ def _sensitivity(engine: Any, output: Any, output_args: Any, micro_batch: Any) -
         logits = logits.full_tensor()
     labels = output_args["input_ids_rmpad_rolled"]
     lengths = micro_batch["input_ids"].offsets()
-    if setting("use_remove_padding", True):
-        values = token_statistics(
-            logits.squeeze(0), labels, _one(output_args["temperature_rmpad"])
-        ).sensitivity
-        values = engine._gather_and_unpad_packed(values, output_args["pad_size"])
+    packed = setting("use_remove_padding", True)
+    if packed:
+        flat = logits.squeeze(0)
     else:
         rows = zip(logits, lengths.diff().tolist(), strict=True)
         flat = torch.cat([row[:length] for row, length in rows])
-        values = token_statistics(flat, labels, _one(output_args["temperature"])).sensitivity
-    return torch.nested.nested_tensor_from_jagged(values, lengths)
-
-
-def _one(temperature: Tensor) -> float:
-    """The temperature that all tokens share.
-
-    Raises:
-        RuntimeError: they do not.
-    """
+    temperature = output_args["temperature_rmpad" if packed else "temperature"]
     low, high = float(temperature.min()), float(temperature.max())
     if low != high:
         raise RuntimeError(
             f"rollouts of one batch were sampled at temperatures from {low:g} to {high:g}; the "
             "level 'logit' knows one: use +entrocraft.effect=sampled"
         )
-    return low
+    values = token_statistics(flat, labels, low).sensitivity
+    if packed:
+        values = engine._gather_and_unpad_packed(values, output_args["pad_size"])
+    return torch.nested.nested_tensor_from_jagged(values, lengths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import wrapt
 from packaging.specifiers import SpecifierSet
 
-__all__ = ["MODES", "SUPPORTED", "check_version", "install", "trainer_name"]
+__all__ = ["MODES", "SUPPORTED", "install", "trainer_name"]
 
 SUPPORTED = ">=0.9,<0.11"
 """Versions of verl that the plug-in knows."""
@@ -26,27 +27,6 @@ def trainer_name(mode: str) -> str:
     return f"entrocraft_{mode}"
 
 
-def check_version() -> None:
-    """Refuse a verl that the plug-in does not know.
-
-    Raises:
-        RuntimeError: names the version found and those supported.
-    """
-    try:
-        found = version("verl")
-    except PackageNotFoundError:
-        raise RuntimeError(
-            f"verl is imported but not installed, so its version is unknown; entrocraft knows verl "
-            f"{SUPPORTED}: pip install 'verl{SUPPORTED}'"
-        ) from None
-    if not SpecifierSet(SUPPORTED).contains(found, prereleases=True):
-        raise RuntimeError(
-            f"verl {found} is installed, entrocraft knows verl {SUPPORTED}; install one of these "
-            f"(pip install 'verl{SUPPORTED}'), or set VERL_USE_EXTERNAL_PLUGINS=none to run verl "
-            "without entropy control"
-        )
-
-
 def install() -> None:
     """Register the trainers once verl's are imported, and extend the engine once it is.
 
@@ -57,10 +37,18 @@ def install() -> None:
             plug-in raises.
     """
     try:
-        check_version()
-    except RuntimeError as error:
-        logger.error("no entropy control: %s", error)
-        raise
+        found = version("verl")
+        known = SpecifierSet(SUPPORTED).contains(found, prereleases=True)
+    except PackageNotFoundError:
+        found, known = "of unknown version", False
+    if not known:
+        text = (
+            f"verl {found} is installed, entrocraft knows verl {SUPPORTED}; install one of these "
+            f"(pip install 'verl{SUPPORTED}'), or set VERL_USE_EXTERNAL_PLUGINS=none to run verl "
+            "without entropy control"
+        )
+        logger.error("no entropy control: %s", text)
+        raise RuntimeError(text)
     wrapt.register_post_import_hook(_value_heads, "verl.models.transformers.monkey_patch")
     wrapt.register_post_import_hook(_trainers, "verl.trainer.ppo.v1")
     wrapt.register_post_import_hook(_engine, "verl.workers.engine.fsdp.transformer_impl")
@@ -74,14 +62,10 @@ def _value_heads(module: Any) -> None:
     installed = module.is_trl_available
 
     def has_value_heads() -> bool:
-        if not installed():
-            return False
-        for home in ("trl.experimental.ppo", "trl"):
-            try:
+        for home in ("trl.experimental.ppo", "trl") if installed() else ():
+            with suppress(ImportError):
                 if hasattr(import_module(home), "AutoModelForCausalLMWithValueHead"):
                     return True
-            except ImportError:
-                continue
         return False
 
     module.is_trl_available = has_value_heads

@@ -9,9 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from entrocraft.method import Method
 from entrocraft.settings import settings_from_mapping
 
-__all__ = ["SECTION", "method_of"]
+__all__ = ["method_of"]
 
-SECTION = "entrocraft"
 _EXAMPLE = "'+entrocraft.schedule=\"linear(0.6, 0.4, 404)\"'"
 
 
@@ -23,7 +22,7 @@ def method_of(config: DictConfig) -> Method:
     Raises:
         ValueError: no section, an unknown key, a wrong value, or a method that verl cannot host.
     """
-    section = config.get(SECTION)
+    section = config.get("entrocraft")
     if section is None:
         raise ValueError(
             "no entropy control is configured; add a schedule to verl's arguments, e.g. "
@@ -36,16 +35,6 @@ def method_of(config: DictConfig) -> Method:
     if not isinstance(seed, int):
         raise ValueError(f"entrocraft.seed is {seed!r}; use a whole number")
     method = settings_from_mapping(keys).build(seed)
-    _check(method)
-    return method
-
-
-def _check(method: Method) -> None:
-    """Refuse what works inside TRL's loss or on its options.
-
-    Raises:
-        ValueError: says what verl has instead.
-    """
     inside_loss = method.token_scope == "update" or method.uses_bonus or method.samples_more
     if method.trainer_options or inside_loss:
         raise ValueError(
@@ -53,3 +42,4 @@ def _check(method: Method) -> None:
             "verl set verl's own (actor.policy_loss.loss_mode, actor.clip_ratio_high, "
             "actor.entropy_coeff), or choose a method that works on advantages"
         )
+    return method

@@ -32,32 +32,6 @@ __all__ = [
     "check_seams",
 ]
 
-_SEAMS = {
-    "fit": ["self", "agent_loop_manager"],
-    "_compute_old_log_prob": ["self", "batch", "metrics"],
-    "_compute_advantage": ["self", "batch", "metrics"],
-    "_update_actor": ["self", "batch", "metrics"],
-    "_save_checkpoint": ["self"],
-    "_load_checkpoint": ["self"],
-}
-
-
-def check_seams(trainer: type) -> None:
-    """Refuse a verl whose trainer has other methods than those that are overridden here.
-
-    Raises:
-        RuntimeError: names the method.
-    """
-    for name, wanted in _SEAMS.items():
-        method = getattr(trainer, name, None)
-        found = None if method is None else list(inspect.signature(method).parameters)
-        if found != wanted:
-            state = "is missing" if found is None else f"takes ({', '.join(found)})"
-            raise RuntimeError(
-                f"verl's {trainer.__name__}.{name} {state}, entrocraft expects "
-                f"({', '.join(wanted)}): this verl is not known. Supported is verl {SUPPORTED}"
-            )
-
 
 class EntropyControlMixin(_Trainer):
     """Adds entropy control to one of verl's V1 trainers: put it before the trainer's class.
@@ -74,11 +48,10 @@ class EntropyControlMixin(_Trainer):
 
     mode: str
     entropy_control: Method
-    last_decision: Decision | None
+    last_decision: Decision | None = None
 
     def __init__(self, config: Any) -> None:
         self.entropy_control = method_of(config)
-        self.last_decision = None
         self._optimizer_steps = 0.0
         self._before: TrainingBatch | None = None
         self._measured: dict[str, Tensor] | None = None
@@ -95,39 +68,28 @@ class EntropyControlMixin(_Trainer):
         )
         super().fit(agent_loop_manager)
 
-    @property
-    def _actor(self) -> Any:
-        return self.config.actor_rollout_ref.actor
-
     def _usual_steps(self) -> float:
         """Optimizer steps of a training step, as configured."""
-        actor = self._actor
+        actor = self.config.actor_rollout_ref.actor
         return self.config.data.train_batch_size / actor.ppo_mini_batch_size * actor.ppo_epochs
 
-    # What verl measures ---------------------------------------------------------------------
+    def _steps_of(self, batch: Any) -> float:
+        """Optimizer steps that the actor makes of a batch."""
+        actor = self.config.actor_rollout_ref.actor
+        rows = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
+        return len(batch) / rows * actor.ppo_epochs
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict) -> Any:
-        self._measured = None
-        if self._bypasses():
-            # verl makes no pass here; the old log-probabilities stay those of the rollouts
-            batch = super()._compute_old_log_prob(batch, metrics)
-            self._measured = measure(self, batch, sensitivity=self._needs_sensitivity)
-            return batch
-        if self._needs_sensitivity:
+        correction = self.config.algorithm.get("rollout_correction", None)
+        bypass = bool(correction and correction.get("bypass_mode", False))
+        sensitivity = self.entropy_control.effect in TOKEN_LEVELS
+        if sensitivity:
             batch.extra_info[FLAG] = True
         batch = super()._compute_old_log_prob(batch, metrics)
         batch.extra_info.pop(FLAG, None)
+        # in bypass mode verl makes no pass; the old log-probabilities stay those of the rollouts
+        self._measured = measure(self, batch, sensitivity) if bypass else None
         return batch
-
-    def _bypasses(self) -> bool:
-        correction = self.config.algorithm.get("rollout_correction", None)
-        return bool(correction and correction.get("bypass_mode", False))
-
-    @property
-    def _needs_sensitivity(self) -> bool:
-        return self.entropy_control.effect in TOKEN_LEVELS
-
-    # The decision ---------------------------------------------------------------------------
 
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
         batch = super()._compute_advantage(batch, metrics)
@@ -142,14 +104,6 @@ class EntropyControlMixin(_Trainer):
             batch = decided.batch
         return batch
 
-    def _steps_of(self, batch: Any) -> float:
-        """Optimizer steps that the actor makes of a batch."""
-        actor = self._actor
-        rows = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
-        return len(batch) / rows * actor.ppo_epochs
-
-    # The update -----------------------------------------------------------------------------
-
     def _update_actor(self, batch: Any, metrics: dict) -> Any:
         steps = self._steps_of(batch)
         batch = super()._update_actor(batch, metrics)
@@ -161,27 +115,51 @@ class EntropyControlMixin(_Trainer):
             before.remeasure(batch, metrics)
         return batch
 
-    # The state ------------------------------------------------------------------------------
-
     def _save_checkpoint(self) -> None:
         # before verl's own files: it names the checkpoint as the latest when it has written all
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-        state = {
-            "method": self.entropy_control.state_dict(),
-            "optimizer_steps": self._optimizer_steps,
-        }
-        write_state(folder, state)
+        method, steps = self.entropy_control.state_dict(), self._optimizer_steps
+        write_state(folder, {"method": method, "optimizer_steps": steps})
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
-        if self.global_steps > 0:
-            state = read_state(checkpoint_folder(self.config, self.global_steps))
-            if state is not None:
-                self.entropy_control.load_state_dict(state["method"])
-                self._optimizer_steps = state["optimizer_steps"]
-            else:
-                self._optimizer_steps = self.global_steps * self._usual_steps()
+        if self.global_steps == 0:
+            return
+        state = read_state(checkpoint_folder(self.config, self.global_steps))
+        if state is None:
+            self._optimizer_steps = self.global_steps * self._usual_steps()
+        else:
+            self.entropy_control.load_state_dict(state["method"])
+            self._optimizer_steps = state["optimizer_steps"]
+
+
+_SEAMS = (
+    "fit",
+    "_compute_old_log_prob",
+    "_compute_advantage",
+    "_update_actor",
+    "_save_checkpoint",
+    "_load_checkpoint",
+)
+
+
+def check_seams(trainer: type) -> None:
+    """Refuse a verl whose trainer has other methods than those that the mixin overrides.
+
+    Raises:
+        RuntimeError: names the method.
+    """
+    for name in _SEAMS:
+        method = getattr(trainer, name, None)
+        found = None if method is None else list(inspect.signature(method).parameters)
+        wanted = list(inspect.signature(getattr(EntropyControlMixin, name)).parameters)
+        if found != wanted:
+            state = "is missing" if found is None else f"takes ({', '.join(found)})"
+            raise RuntimeError(
+                f"verl's {trainer.__name__}.{name} {state}, entrocraft expects "
+                f"({', '.join(wanted)}): this verl is not known. Supported is verl {SUPPORTED}"
+            )
 
 
 for _trainer in (PPOTrainerSync, PPOTrainerColocateAsync, PPOTrainerSeparateAsync):

@@ -28,7 +28,7 @@ class Rows:
         advantages: of the tokens.
         mask: bool, response tokens.
         logprobs: nats, of the sampled tokens before the update.
-        entropies: nats, or None.
+        entropies: nats.
         sensitivity: nats per unit of advantage, or None.
         rewards: (R,), the sum of each row's token rewards.
         mean_of_rows: whether the loss averages over each row's tokens first.
@@ -40,7 +40,7 @@ class Rows:
     advantages: Tensor
     mask: Tensor
     logprobs: Tensor
-    entropies: Tensor | None
+    entropies: Tensor
     sensitivity: Tensor | None
     rewards: Tensor
     mean_of_rows: bool = False
@@ -58,37 +58,32 @@ class Rows:
 class Trajectories:
     """Rollouts, each with one or several rows.
 
-    `rollout` (R,) is the rollout of each row, -1 for padding; `group` (B,) the prompt of each.
+    Attributes:
+        real: (R,) bool, rows that belong to a rollout.
+        owner: (real rows,), the rollout of each.
+        group: (B,), the prompt of each rollout.
     """
 
     def __init__(self, rows: Rows) -> None:
-        self.rows = rows
+        self.rows, self.real = rows, ~rows.padding
         sessions: dict[tuple[str, str], int] = {}
         prompts: dict[str, int] = {}
         last: dict[int, tuple[int, int]] = {}
-        rollout, group = [], []
-        for row, key in enumerate(rows.keys):
-            if bool(rows.padding[row]):
-                rollout.append(-1)
-                continue
-            uid, session, index = key.rsplit("_", 2)
+        owner, group = [], []
+        for row in self.real.nonzero().flatten().tolist():
+            uid, session, index = rows.keys[row].rsplit("_", 2)
             if (uid, session) not in sessions:
                 sessions[uid, session] = len(sessions)
                 group.append(prompts.setdefault(uid, len(prompts)))
             number = sessions[uid, session]
-            rollout.append(number)
+            owner.append(number)
             last[number] = max(last.get(number, (-1, -1)), (int(index), row))
-        self.rollout = torch.tensor(rollout, dtype=torch.long)
+        self.owner = torch.tensor(owner, dtype=torch.long)
         self.group = torch.tensor(group, dtype=torch.long)
         self._last = torch.tensor([last[number][1] for number in range(len(last))])
 
     def __len__(self) -> int:
         return len(self.group)
-
-    @property
-    def real(self) -> Tensor:
-        """(R,) bool: rows that belong to a rollout."""
-        return self.rollout >= 0
 
     def without_rounding_noise(self) -> Trajectories:
         """Set advantages of prompts whose rollouts have one reward to 0.
@@ -99,8 +94,7 @@ class Trajectories:
         no such baseline: its advantage is its reward, and stays.
         """
         several = torch.bincount(self.group)[self.group] > 1
-        zero = torch.zeros(len(self.rows.keys), dtype=torch.bool)
-        zero[self.real] = (self.stats().constant_reward & several)[self.rollout[self.real]]
+        zero = self._by_row(self.stats().constant_reward & several)
         settled = self.rows.advantages.masked_fill(zero[:, None], 0.0)
         return Trajectories(replace(self.rows, advantages=settled))
 
@@ -116,45 +110,44 @@ class Trajectories:
         """
         rows, mask = self.rows, self.rows.mask[self.real]
         given = self._added("advantages", rows.advantages)
-        tokens = self.total(mask)
-        inside = torch.where(mask, rows.advantages[self.real], torch.nan).double()
-        low, high = self._extremes(inside)
-        same = low == high
-        spread = self.total(inside.square().nansum(1)) / tokens.clamp(min=1)
-        size = torch.where(given < 0, -1.0, 1.0) * spread.sqrt()
-        advantages = torch.where(same, low, size)
+        tokens = self._total(mask.sum(1))
+        inside = rows.advantages[self.real].double()
 
-        def by_advantage(name: str, values: Tensor) -> Tensor:
+        def extreme(which: str, start: float) -> Tensor:
+            by_row = getattr(torch.where(mask, inside, start), which)(1)
+            found = torch.full_like(tokens, start).scatter_reduce(0, self.owner, by_row, which)
+            return torch.where(tokens > 0, found, 0.0)
+
+        low, high = extreme("amin", torch.inf), extreme("amax", -torch.inf)
+        same = low == high
+        squares = self._total(torch.where(mask, inside, 0.0).square().sum(1))
+        size = (squares / tokens.clamp(min=1)).sqrt()
+        advantages = torch.where(same, low, torch.where(given < 0, -size, size))
+
+        def by_advantage(name: str, values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
             # a rollout without advantage keeps its tokens' own sum: it may yet be given one
             by_token = self._added(name, values * rows.advantages) / advantages
             return torch.where(same, self._added(name, values), by_token)
 
-        sensitivity = None
-        if rows.sensitivity is not None:
-            sensitivity = by_advantage("sensitivity", rows.sensitivity)
-        logprob = self._added("logprobs", rows.logprobs)
         differ = not bool(same.all())
+        # the mean weight of a token where each row counts as one
+        weight = self._total(mask.any(1)) / tokens.clamp(min=1) if rows.mean_of_rows else None
         ones = torch.ones_like(rows.advantages)
         return RolloutStats(
             advantages=advantages,
             tokens=tokens,
-            logprob=logprob,
-            entropy=-logprob
-            if rows.entropies is None
-            else self._added("entropies", rows.entropies),
-            sensitivity=sensitivity,
+            logprob=self._added("logprobs", rows.logprobs),
+            entropy=self._added("entropies", rows.entropies),
+            sensitivity=by_advantage("sensitivity", rows.sensitivity),
             rewards=rows.rewards.double()[self._last],
             group=self.group,
-            token_weight=self._token_weight(tokens) if rows.mean_of_rows else None,
+            token_weight=weight,
             by_rollout=rows.by_row,
             advantage_tokens=by_advantage("advantages", ones) if differ else None,
             advantage_logprob=by_advantage("logprobs", rows.logprobs) if differ else None,
         )
-
-    def _token_weight(self, tokens: Tensor) -> Tensor:
-        """(B,) rows over tokens: the mean weight of a token where each row counts as one."""
-        counted = self.rows.mask[self.real].any(1)
-        return self.total(counted[:, None]) / tokens.clamp(min=1)
 
     def _added(self, name: str, values: Tensor) -> Tensor:
         """(B,) sum of (R, T) over the response tokens of each rollout.
@@ -170,27 +163,18 @@ class Trajectories:
                 f"{name} of the row {self.rows.keys[row]} are not finite on its response tokens; "
                 "mask tokens that could not be scored, or give the row an advantage of 0"
             )
-        return self.total(inside.sum(1))
+        return self._total(inside.sum(1))
 
-    def _extremes(self, inside: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) least and largest advantage of each rollout's tokens; 0 where it has none."""
-        owner = self.rollout[self.real]
-        low = torch.full((len(self),), torch.inf, dtype=torch.float64)
-        low.scatter_reduce_(0, owner, inside.nan_to_num(torch.inf).amin(1), "amin")
-        high = torch.full((len(self),), -torch.inf, dtype=torch.float64)
-        high.scatter_reduce_(0, owner, inside.nan_to_num(-torch.inf).amax(1), "amax")
-        return low.nan_to_num(posinf=0.0), high.nan_to_num(neginf=0.0)
+    def _total(self, values: Tensor) -> Tensor:
+        """(B,) float64 sum of (real rows,) over the rows of each rollout."""
+        zeros = torch.zeros(len(self), dtype=torch.float64)
+        return zeros.index_add_(0, self.owner, values.double())
 
-    def total(self, values: Tensor) -> Tensor:
-        """Sum (real rows, ...) over the rows of each rollout: (B, ...) float64.
-
-        A boolean (real rows, T) counts.
-        """
-        if values.dtype == torch.bool:
-            values = values.sum(1)
-        shape = (len(self), *values.shape[1:])
-        owner = self.rollout[self.real]
-        return torch.zeros(shape, dtype=torch.float64).index_add_(0, owner, values.double())
+    def _by_row(self, values: Tensor) -> Tensor:
+        """(R,) from (B,), 0 for padding."""
+        by_row = torch.zeros(len(self.rows.keys), dtype=values.dtype)
+        by_row[self.real] = values[self.owner]
+        return by_row
 
     def advantages(self, stats: RolloutStats, decision: Decision) -> Tensor:
         """(R, T) advantages to train on.
@@ -202,10 +186,5 @@ class Trajectories:
         weighted = torch.allclose(decision.advantages, stats.advantages * decision.weights)
         # what the decision took for rounding noise is not trained on
         active = (stats.advantages != 0) * decision.weights
-        given = active if weighted else decision.advantages
-        by_row = torch.zeros(len(rows.keys), dtype=torch.float64)
-        by_row[self.real] = given[self.rollout[self.real]]
-        by_row = by_row.to(rows.advantages.dtype)[:, None]
-        if weighted:
-            return rows.advantages * by_row
-        return by_row * rows.mask
+        given = self._by_row(active if weighted else decision.advantages)[:, None]
+        return (rows.advantages if weighted else rows.mask) * given.to(rows.advantages.dtype)

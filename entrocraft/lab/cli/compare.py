@@ -11,8 +11,6 @@ import yaml
 from entrocraft.lab.grid.study import Study
 from entrocraft.lab.parsing import config_from_arguments
 
-__all__ = ["run"]
-
 DESCRIPTION = (
     "Train methods x schedules x seeds in processes of their own and report them together. Every "
     "finished cell is kept in the result file; what that has with the same settings is not trained "

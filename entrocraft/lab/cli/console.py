@@ -7,8 +7,6 @@ import warnings
 
 from rich.console import Console
 
-__all__ = ["quiet_console"]
-
 
 def quiet_console() -> Console:
     """Silence transformers and return a console, which prints on the first process only."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from entrocraft.lab.parsing import config_from_arguments
 
-__all__ = ["run"]
-
 
 def run(arguments: list[str]) -> None:
     """Study a model on a task and say where figure and numbers are."""

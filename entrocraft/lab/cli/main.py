@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-__all__ = ["main"]
-
 COMMANDS = {
     "train": "one training run whose entropy follows a schedule, from a YAML file and flags",
     "compare": "several methods and seeds side by side, resumable, one report",
     "dynamics": "what moves the entropy of a model: predictions, the theorem, reach by rule",
-    "report": "figures and report.html from run directories",
+    "report": "figures and report.html of runs, of any trainer that transformers logs for",
 }
 
 

@@ -1,4 +1,4 @@
-"""`entrocraft report RUN_DIR ... [--output DIR]`."""
+"""`entrocraft report DIR ... [--output DIR]`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-__all__ = ["run"]
-
 
 def run(arguments: list[str]) -> None:
     """Draw figures and report.html from run directories, and print the table."""
     parser = ArgumentParser(
         prog="entrocraft report",
-        description="Draw report.html and entropy.png from the metrics.jsonl of some runs.",
+        description="Draw report.html and entropy.png of runs from their metrics.jsonl, or from "
+        "what transformers' Trainer left of them: trainer_state.json, TensorBoard's or trackio's "
+        "logs.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="run directories")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="directories with runs")
     parser.add_argument(
         "--output",
         type=Path,
@@ -29,13 +29,9 @@ def run(arguments: list[str]) -> None:
     from entrocraft import EntropyControlWarning
     from entrocraft.lab.report import load_runs, render_table, summarize, write_report
 
-    runs = options.runs
-    if options.output is None and len(runs) > 1:
-        raise ValueError("several runs need --output DIR for their common report")
-    output = options.output or runs[0]
-    page = write_report(runs, output)
+    page = write_report(options.runs, options.output)
     console = Console()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EntropyControlWarning)  # old keys were told of above
-        console.print(render_table([summarize(run) for run in load_runs(runs)]))
+        console.print(render_table([summarize(run) for run in load_runs(options.runs)]))
     console.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -19,8 +19,6 @@ from entrocraft.lab.dynamics.optimizer import step_response
 from entrocraft.lab.dynamics.theorem import output_space_baseline
 from entrocraft.rollouts import RolloutStats
 
-__all__ = ["Bench"]
-
 
 class Bench:
     """One rollout batch of the present policy, and updates on it that can be undone.
@@ -46,14 +44,11 @@ class Bench:
         self.advantages: Tensor = self._batch["advantages"]
         self.mask: Tensor = self._batch["completion_mask"].bool()
         parts: list[Any] = split_tensor_dict(self._batch, self._count)
-        inputs = [
-            (
-                torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1),
-                torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1),
-                part["completion_ids"].shape[1],
-            )
-            for part in parts
-        ]
+        inputs = []
+        for part in parts:
+            ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
+            attention = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
+            inputs.append((ids, attention, part["completion_ids"].shape[1]))
         masks = self.mask.chunk(self._count)
         read = torch.cat([self._read(*row) for row in zip(inputs, masks, strict=True)], dim=1)
         self.logprob, entropy, self.sensitivity, self.baseline = read
@@ -94,13 +89,11 @@ class Bench:
     def read_anchored(self) -> tuple[float, Tensor]:
         """Measure the step that keeps half of every rollout, and predict departures from it.
 
-        With keep factors w the entropy changes, to first order in w - 1/2, by the measured change
+        Returned are the measured change, nats per token, and the effects (B,) float64. With keep
+        factors w the entropy changes, to first order in w - 1/2, by the measured change
         ``+ sum_j (w_j - 1/2) A_j sum_t c_jt <grad log pi(y_jt), u>``, u the derivative of the
         optimizer's step, second moment and clipping by norm included, applied to the slope of the
         entropy *after* the step with w = 1/2.
-
-        Returns:
-            The measured change, nats per token, and the effects (B,) float64, factors of w - 1/2.
         """
         before = self.entropy()
         with self.undone():

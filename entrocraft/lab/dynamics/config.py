@@ -11,8 +11,6 @@ from typing import Any
 from entrocraft.lab.parsing import config_from_mapping
 from entrocraft.lab.training.config import TaskConfig, TrainConfig
 
-__all__ = ["DynamicsConfig"]
-
 _FIRST_STEP = 6
 
 

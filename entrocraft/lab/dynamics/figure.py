@@ -16,8 +16,6 @@ from entrocraft.lab.dynamics.summary import UNFITTED, predictions_of
 from entrocraft.lab.dynamics.trials import LEVELS
 from entrocraft.lab.report import style as looks
 
-__all__ = ["draw"]
-
 _RULES = {
     ("sign", "sign"): ("sign", looks.color_of("sign")),
     ("switch", "sign"): ("switch", looks.color_of("switch")),

@@ -26,8 +26,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from entrocraft.lab.dynamics.optimizer import StepResponse, step_response
 
-__all__ = ["PolicyBatch", "TokenPolicy", "differentiate", "evaluating", "push", "read_gradient"]
-
 
 class TokenPolicy(nn.Module):
     """Log-probabilities and entropies of the last tokens, differentiable in the parameters.

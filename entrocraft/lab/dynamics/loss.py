@@ -16,20 +16,19 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import split_tensor_dict
 
-__all__ = ["accumulation_factor", "loss_coefficients"]
-
 
 def loss_coefficients(
     trainer: Any, output: dict[str, Any], mask: Tensor, logprobs: Tensor, entropies: Tensor
 ) -> Tensor:
     """Coefficients c (B, T) of one optimizer step's loss, 0 outside the mask.
 
-    In the log-probability of token t of rollout j the loss has the slope ``-A_j c_jt``.
+    In the log-probability of token t of rollout j the loss has the slope ``-A_j c_jt``. The
+    trainer's `_compute_loss` is called without the model, once for each of its
+    `gradient_accumulation_steps`; metrics and attributes that it sets are put back.
 
     Args:
-        trainer: TRL's, on one process; its `_compute_loss` is called without the model and without
-            trace: metrics and attributes that it sets are put back.
-        output: generation batch as TRL scored it; cut into `gradient_accumulation_steps` passes.
+        trainer: TRL's, on one process.
+        output: generation batch as TRL scored it.
         mask: (B, T) bool, response tokens.
         logprobs, entropies: (B, T), nats, of the policy that is about to be updated.
 

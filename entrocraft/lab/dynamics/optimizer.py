@@ -14,20 +14,13 @@ from torch import Tensor
 
 from entrocraft.trl.adapter import innermost_optimizer
 
-__all__ = ["StepResponse", "step_response"]
-
 
 @dataclass(frozen=True)
 class StepResponse:
-    """How the next optimizer step moves a quantity: by ``-<direction, g> + pending``.
+    """How the next optimizer step moves a quantity: by ``-<direction, g> + pending``."""
 
-    Attributes:
-        direction: parameter -> u, of the parameter's shape, float32.
-        pending: what momentum and weight decay bring, in the quantity's unit.
-    """
-
-    direction: dict[Tensor, Tensor]
-    pending: float
+    direction: dict[Tensor, Tensor]  # parameter -> u, of the parameter's shape, float32
+    pending: float  # what momentum and weight decay bring, in the quantity's unit
 
 
 def step_response(
@@ -54,10 +47,8 @@ def step_response(
     groups = optimizer.param_groups
     unusual = any(group.get("amsgrad") or group.get("maximize") for group in groups)
     if unusual or not isinstance(optimizer, torch.optim.AdamW):
-        raise ValueError(
-            f"steps of {type(optimizer).__name__} cannot be predicted, only those of torch's AdamW "
-            "without amsgrad and maximize; leave trainer.optim out"
-        )
+        remedy = "only those of torch's AdamW without amsgrad and maximize; leave trainer.optim out"
+        raise ValueError(f"steps of {type(optimizer).__name__} cannot be predicted, {remedy}")
     direction: dict[Tensor, Tensor] = {}
     pending = 0.0
     for group in groups:

@@ -28,8 +28,6 @@ from entrocraft.lab.training.run import prepare_model
 from entrocraft.lab.training.trainer import build_trainer, trainer_arguments
 from entrocraft.storage import write_atomically
 
-__all__ = ["dynamics"]
-
 _PROBE_SEED = 7_003
 _PARTS = ("theorem", "patterns", "reach")
 

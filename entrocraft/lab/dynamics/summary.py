@@ -12,8 +12,6 @@ from scipy.stats import bootstrap
 
 from entrocraft.lab.dynamics.trials import LEVELS
 
-__all__ = ["UNFITTED", "describe", "predictions_of", "read_results", "summarize"]
-
 Rows = list[dict[str, Any]]
 
 UNFITTED = ("gradient", "anchored")
@@ -66,13 +64,10 @@ def predictions_of(frame: pd.DataFrame, level: str) -> np.ndarray:
 
 
 def summarize(rows: dict[str, Rows]) -> dict[str, Rows]:
-    """Summaries of the parts `patterns`, `theorem` and `reach`, each as rows.
+    """Summaries of the parts `patterns`, `theorem` and `reach`, each as rows by stage.
 
-    patterns: level, stage (a step or "all"), n, r2 and sign (agreement) with `_low` and `_high` of
-    their 95 % intervals, and r2_within, about the mean of each stage.
-    theorem: stage, advantage, counts and shares; see `theorem.check_theorem`.
-    reach: stage, rule, level, direction, clip, updates; `probe`, whole and against plain, mean and
-    standard error over the holds.
+    The stage is a step or "all". `_low` and `_high` are of 95 % intervals, `r2_within` is about the
+    mean of each stage, `probe` is whole and against plain, mean and standard error over the holds.
     """
     return {
         part: [

@@ -22,8 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_theorem", "output_space_baseline"]
-
 _CHUNK_ELEMENTS = 2**22
 
 
@@ -37,11 +35,9 @@ def output_space_baseline(
     numbers. A token of probability 1 cannot move; its baseline is set to the limit, minus infinity.
     """
     rows = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
-    parts = [
-        _baseline(part.double() / temperature, chosen[:, None].long())
-        for part, chosen in zip(logits.split(rows), tokens.split(rows), strict=True)
-    ]
-    logprob, baseline = torch.cat(parts, dim=1)
+    parts = zip(logits.split(rows), tokens.split(rows), strict=True)
+    found = [_baseline(part.double() / temperature, k[:, None].long()) for part, k in parts]
+    logprob, baseline = torch.cat(found, dim=1)
     return logprob, baseline
 
 
@@ -66,16 +62,11 @@ def _baseline(logits: Tensor, tokens: Tensor) -> Tensor:
 def check_theorem(
     logprob: Tensor, baseline: Tensor, sensitivity: Tensor, mask: Tensor, advantages: Tensor
 ) -> list[dict[str, Any]]:
-    """Count tokens and sequences that meet the condition, by the sign of the advantage.
+    """Count tokens and sequences that meet the condition, in a row for each sign of the advantage.
 
     All but the advantages (B,) are (B, T); `sensitivity` is the logit level's entropy change per
-    unit of advantage. Rollouts with an advantage of 0 are left out.
-
-    Returns:
-        One row for each sign, `advantage`: `tokens`; `tokens_met`, log p_k > OSB; `sequences`;
-        `sequences_all_met`, every token meets it; `sequences_met`, the paper's Theorem 2:
-        sum_t log p >= sum_t OSB; `sequences_opposed`, A times the summed entropy change of the
-        tokens is not positive.
+    unit of advantage. A sequence is `met` where the paper's Theorem 2 holds, sum_t log p >= sum_t
+    OSB, and `opposed` where A times the summed entropy change of its tokens is not positive.
     """
     met = (logprob > baseline) & mask
     found = []

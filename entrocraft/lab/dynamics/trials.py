@@ -12,8 +12,6 @@ from torch import Tensor
 from entrocraft.lab.dynamics.bench import Bench
 from entrocraft.selection import RuleInput, get_rule
 
-__all__ = ["KINDS", "LEVELS", "RULES", "draw_keep", "try_patterns", "try_rules"]
-
 _SIGNED = ("gradient up", "gradient down", "logit up", "logit down")
 KINDS = tuple(kind for signed in _SIGNED for kind in ("random", signed))
 """Every second pattern keeps a random part of the batch; the others keep, besides a random part,
@@ -37,14 +35,10 @@ INNER_UPDATES, CLIPS = (1, 4, 16), (0.2, None)
 def try_patterns(bench: Bench, count: int, seed: int, offset: int) -> list[dict[str, Any]]:
     """Make `count` real optimizer steps from the same state, each with another keep pattern.
 
-    `offset` tells where to start in `KINDS`, `seed` is that of the patterns.
-
-    Returns:
-        One row per pattern: `kind`; `kept`, share of rollouts; `post_update`, measured change of
-        the batch's token-mean entropy, nats per token; `pending`, what momentum and weight decay
-        are predicted to bring to it; `clip`, factor of clipping by norm for the whole batch; and
-        the prediction of each level: `gradient` and `anchored` in nats per token, pending change
-        included; the others up to a gain and without it.
+    `offset` tells where to start in `KINDS`, `seed` is that of the patterns. A row per pattern has
+    the measured change `post_update` of the batch's token-mean entropy, nats per token; `pending`,
+    what momentum and weight decay are predicted to bring to it; and the prediction of each level:
+    `gradient` and `anchored` with the pending change, the others up to a gain and without it.
     """
     effects = {level: bench.effects(level) for level in LEVELS[:-1]}
     pending = bench.reading.response.pending
@@ -81,11 +75,7 @@ def try_rules(bench: Bench, probe: Callable[[], float]) -> list[dict[str, Any]]:
 
     All steps use the whole batch and the keep pattern chosen at the start; the ratio's denominator
     stays the policy that made the batch. `probe` measures the mean entropy of fresh samples of the
-    present policy, nats per token.
-
-    Returns:
-        One row per rule, direction, clip range and reading: `kept` (share of rollouts), and
-        `probe`, the change of the entropy of fresh samples since the start, nats per token.
+    present policy, nats per token; a row's `probe` is its change since the start.
     """
     old, start = bench.logprob.to(bench.advantages), probe()
     rows: list[dict[str, Any]] = []

@@ -17,8 +17,6 @@ from entrocraft.lab.records import read_records
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.lab.training.directory import RunDirectory
 
-__all__ = ["Cell", "run_cells"]
-
 _POLL_SECONDS = 0.5
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from entrocraft.lab.grid.cells import Cell, run_cells
@@ -18,8 +16,7 @@ from entrocraft.lab.grid.results import Results, measure
 from entrocraft.lab.grid.study import Entry, Study
 from entrocraft.lab.report.summary import BURN_IN
 from entrocraft.lab.training.config import TrainConfig
-
-__all__ = ["compare", "judge_trials"]
+from entrocraft.lab.training.directory import locked
 
 
 def compare(
@@ -31,10 +28,7 @@ def compare(
 ) -> Path:
     """Train what is missing of a study, draw the common report and return its path.
 
-    Args:
-        only: these parts alone.
-        seeds: these seeds alone.
-        fresh: forget the chosen cells and their runs first.
+    `only` and `seeds` choose parts and seeds; `fresh` forgets the chosen cells and runs first.
 
     Raises:
         ValueError: a run that could not start, be judged or go on; nothing was trained.
@@ -43,7 +37,7 @@ def compare(
     """
     console = console or Console()
     entries = study.entries(only, seeds)
-    with _locked(study.output):
+    with locked(study.output, "runs the study in"):
         results = Results(study.results_file)
         tuned = [name for name in study.tuned() if name in {entry.method for entry in entries}]
         trials = study.trials()
@@ -71,26 +65,9 @@ def compare(
         if waiting:
             logs += f"\nnot compared before their trials are there: {', '.join(waiting)}; take a "
             logs += "value that cannot run out of tune"
-        raise RuntimeError(
-            f"{len(failed)} of the runs failed; the others are kept, the same command tries these "
-            f"again:{logs}"
-        )
+        remedy = "the others are kept, the same command tries these again"
+        raise RuntimeError(f"{len(failed)} of the runs failed; {remedy}:{logs}")
     return study.output / "report.html"
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / ".lock")
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        raise RuntimeError(
-            f"another process runs the study in {output}; wait for it, stop it, or choose another "
-            "directory with --output"
-        ) from None
-    with held:
-        yield
 
 
 def _forget(results: Results, study: Study, entries: list[Entry]) -> None:
@@ -106,11 +83,7 @@ def _forget(results: Results, study: Study, entries: list[Entry]) -> None:
 def _check(
     results: Results, study: Study, entries: list[Entry], judged: bool = False
 ) -> list[TrainConfig]:
-    """Refuse runs of other settings, or that could not start, or as trials not be judged.
-
-    Returns:
-        Configs of the missing runs.
-    """
+    """Return the configs of the missing runs; refuse those that could not start or be judged."""
     from entrocraft.lab.tasks import get_task
     from entrocraft.lab.training.trainer import trainer_arguments
 

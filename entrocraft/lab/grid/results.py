@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -19,8 +18,7 @@ from entrocraft.lab.grid.study import Entry, Study
 from entrocraft.lab.parsing import config_from_mapping, flat_keys
 from entrocraft.lab.report import load_run, summarize
 from entrocraft.lab.report.summary import BURN_IN
-
-__all__ = ["Results", "measure"]
+from entrocraft.storage import write_atomically
 
 
 class Results:
@@ -29,10 +27,8 @@ class Results:
     def __init__(self, path: Path) -> None:
         found = json.loads(path.read_text()) if path.exists() else {"cells": {}}
         if "cells" not in found:
-            raise ValueError(
-                f"{path} is no result file of a study, it has no cells; move it away, or choose "
-                "another file with --results"
-            )
+            remedy = "move it away, or choose another file with --results"
+            raise ValueError(f"{path} is no result file of a study, it has no cells; {remedy}")
         self.path = path
         self.cells: dict[str, dict[str, Any]] = found["cells"]
         self.tuning: dict[str, dict[str, Any]] = found.get("tuning", {})
@@ -110,9 +106,7 @@ class Results:
         ]
         text = "{\n" + "".join(lines) + ' "cells": {\n' + ",\n".join(rows) + "\n }\n}\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(text)
-        os.replace(partial, self.path)
+        write_atomically(self.path, text)
 
 
 def measure(study: Study, entry: Entry) -> dict[str, Any]:
@@ -124,7 +118,7 @@ def measure(study: Study, entry: Entry) -> dict[str, Any]:
     run = load_run(study.directory(entry))
     summary = summarize(run)
     probe = ["entropy/target", "entropy/probe", "entropy/probe_stderr"]
-    frame = _frame(run).reindex(columns=[*probe, "entropy/measured", "entropy/pressure"])
+    frame = run.frame.reindex(columns=[*probe, "entropy/measured", "entropy/pressure"])
     # a target is a curve: between its records it is interpolated
     frame["entropy/target"] = frame["entropy/target"].interpolate("index", limit_direction="both")
     points = frame.dropna(subset=["entropy/probe"])[probe]
@@ -165,11 +159,6 @@ def _distances(cell: dict[str, Any]) -> dict[str, Any]:
         "probe_stderr": _rounded(late["stderr"].mean()),
     }
     return {key: cell[key] for key in cell if key != "probe"} | numbers | {"probe": cell["probe"]}
-
-
-def _frame(run: Any) -> pd.DataFrame:
-    """The logged keys of a run as columns over its steps."""
-    return run.frame
 
 
 def _rounded(value: float | None, digits: int = 5) -> float | None:

@@ -14,8 +14,6 @@ from entrocraft.lab.grid.cells import Cell
 from entrocraft.lab.parsing import config_from_mapping, merge
 from entrocraft.lab.training.config import TrainConfig
 
-__all__ = ["Entry", "Part", "Study", "TuningConfig"]
-
 
 @dataclass(frozen=True)
 class Entry:

@@ -20,15 +20,7 @@ CHARACTERS = "\n" + "".join(chr(code) for code in range(32, 127))
 
 @dataclass
 class ReasonerConfig:
-    """Shape of a tiny Qwen3; input and output embeddings are shared.
-
-    Attributes:
-        hidden_size: width of the residual stream.
-        layers: number of blocks.
-        heads: number of attention heads, with as many keys and values.
-        intermediate_size: width of the gated feed-forward layer.
-        max_positions: longest sequence, in tokens.
-    """
+    """Shape of a tiny Qwen3; input and output embeddings are shared, heads have their own keys."""
 
     hidden_size: int = 128
     layers: int = 2
@@ -41,10 +33,8 @@ class ReasonerConfig:
             if value < 1:
                 raise ValueError(f"{name}={value}; use at least 1")
         if self.hidden_size % (2 * self.heads):
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is no multiple of 2 * heads={2 * self.heads}; "
-                "heads need an even width for rotary positions"
-            )
+            shape = f"hidden_size={self.hidden_size} is no multiple of 2 * heads={2 * self.heads}"
+            raise ValueError(f"{shape}; heads need an even width for rotary positions")
 
 
 def build_reasoner(
@@ -52,19 +42,12 @@ def build_reasoner(
 ) -> Qwen3ForCausalLM:
     """Make an untrained reasoner in float32; the global random state is left as it was.
 
-    Args:
-        config: shape of the model.
-        tokenizer: gives the vocabulary and the pad and eos tokens.
-        seed: seed of the weights.
-
     Raises:
         ValueError: if the tokenizer has no pad or eos token.
     """
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     if pad is None or eos is None:
-        raise ValueError(
-            f"the tokenizer has pad_token_id={pad}, eos_token_id={eos}; set both before building"
-        )
+        raise ValueError(f"the tokenizer has pad_token_id={pad}, eos_token_id={eos}; set both")
     shape = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,

@@ -43,17 +43,14 @@ class WarmStartConfig:
     """Everything that decides which model a warm start makes.
 
     Attributes:
-        task: name of a task.
-        task_options: its options, where they differ from the defaults.
-        reasoner: shape of the model.
+        task, task_options: which task, and its options where they differ from the defaults.
         problems: number of train-split problems to draw demonstrations from.
-        steps: optimizer steps.
-        batch_size: demonstrations a step.
+        steps, batch_size: optimizer steps, and demonstrations in each.
         learning_rate: peak learning rate of AdamW; linear warm-up, then cosine decay to zero.
         skill: share of demonstrations that are right on purpose, in [0, 1].
         max_new_tokens: longest completion when measuring, eos included.
         probe_problems: number of probe-split problems to measure on.
-        seed: seed of weights, problems, demonstrations and batches.
+        seed: of weights, problems, demonstrations and batches.
     """
 
     task: str = "countdown"
@@ -86,10 +83,9 @@ class WarmStartConfig:
             ValueError: there are no tested settings for the task.
         """
         if task not in PRESETS:
-            raise ValueError(
-                f"there is no tiny model for the task {task!r}, only for "
-                f"{', '.join(sorted(PRESETS))}; give a model of your own (model: PATH)"
-            )
+            known = ", ".join(sorted(PRESETS))
+            remedy = f"only for {known}; give a model of your own (model: PATH)"
+            raise ValueError(f"there is no tiny model for the task {task!r}, {remedy}")
         return cls(**{"task": task, **PRESETS[task], **changes})
 
 
@@ -103,8 +99,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def cache_key(config: WarmStartConfig) -> str:
     """Name of a configuration's directory: sha256 of its canonical JSON and the format version.
 
-    Options left at their defaults count with their value, so that spelling them out changes
-    nothing and a new default is a new key.
+    Options left at their defaults count with their value: a new default is a new key.
     """
     content = asdict(config)
     content["task_options"] = asdict(get_task(config.task, **config.task_options))
@@ -124,10 +119,7 @@ def warm_start(
     ``seconds``. It appears in one piece: a killed run leaves no directory, and of two processes
     making the same model one result stays. The global random states are left as they were.
 
-    Args:
-        config: what to make.
-        cache_dir: where models are kept; :func:`default_cache_dir` where ``None``.
-        progress: called as training goes on.
+    `cache_dir` is where models are kept, by default `default_cache_dir()`.
     """
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
     root = cache / "models"
@@ -159,7 +151,6 @@ def _publish(partial: Path, final: Path) -> None:
 
 
 def _make(config: WarmStartConfig, directory: Path, cache_dir: Path, progress: Progress) -> None:
-    """Train, measure and save a reasoner into an existing directory."""
     start = time.perf_counter()
     task = get_task(config.task, **config.task_options)
     tokenizer = build_tokenizer(config.reasoner.max_positions)
@@ -215,7 +206,6 @@ def _train(model: Any, batches: Batches, config: WarmStartConfig, progress: Prog
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-        # A running mean over the last steps, unbiased at the start.
         average += (loss.item() - average) / min(step + 1, 50)
         progress("training", step + 1, config.steps, average)
     model.eval()

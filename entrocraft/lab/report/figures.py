@@ -20,7 +20,8 @@ from entrocraft.lab.report.summary import pass_ks
 TOGETHER = 6  # methods on one pair of axes
 SMOOTHING = 11  # steps of the running mean over quantities of single batches
 SAME_TARGET = 0.02  # nats per token; targets no further apart are drawn as one line
-PROBE, TARGET = "entropy/probe", "entropy/target"
+PROBE, MEASURED, TARGET = "entropy/probe", "entropy/measured", "entropy/target"
+TRAINERS_OWN = "entropy"  # TRL's, of the loss pass: drawn where nothing else was measured
 ENTROPY, KEPT = "Entropy (nats per token)", "Rollouts kept (share)"
 _CONTROL = {
     KEPT: ["entropy/kept_fraction"],
@@ -30,7 +31,8 @@ _CONTROL = {
 }
 _BAND = {"label": "band of the rule", "color": style.SOFT, "lw": 0.8}
 _SINGLE: dict[str, dict[str, Any]] = {
-    "entropy/measured": {"label": "training batches", "color": style.SKY, "lw": 0.8, "alpha": 0.7},
+    TRAINERS_OWN: {"label": "as TRL logs it", "color": style.SKY, "lw": 0.8},
+    MEASURED: {"label": "training batches", "color": style.SKY, "lw": 0.8, "alpha": 0.7},
     "entropy/estimate": {"label": "controller's estimate", "color": style.BLUE, "lw": 1.5},
     "entropy/low": _BAND,
     "entropy/high": _BAND,
@@ -48,7 +50,7 @@ def entropy_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure:
         axis = figure.subplots()
         axis.set_title(ENTROPY)
         for key in _SINGLE if len(runs) == 1 else ():
-            if runs[0].has(key):
+            if runs[0].has(key) and not (key == TRAINERS_OWN and runs[0].has(MEASURED)):
                 axis.plot(*runs[0].points(key), **_SINGLE[key])
         for name, look in looks_of(groups).items():
             key = PROBE if len(runs) == 1 else _entropy_key(groups[name])
@@ -57,15 +59,19 @@ def entropy_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure:
         return _finish(figure)
 
 
-def reward_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure:
-    """Draw the reward of the training batches and, up to six methods, pass@1 and the largest k."""
+def reward_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure | None:
+    """Draw the reward of the training batches and, up to six methods, pass@1 and the largest k.
+
+    None when no run logged any of it.
+    """
     groups, title = grouped(runs), "Training reward"
     if len(groups) > TOGETHER:
         return _panels(groups, "reward", title, width)
     ks = sorted({k for run in runs for k in pass_ks(run)})
-    shown = {f"pass@{k} on held-out problems": [f"eval/pass@{k}"] for k in (*ks[:1], *ks[-1:])}
-    rows = 1 if width >= 6 else 1 + len(shown)
-    return _curves(groups, {title: ["reward"], **shown}, looks_of(groups), (width, 3.2), rows)
+    shown = {title: ["reward"]} if any(run.has("reward") for run in runs) else {}
+    shown |= {f"pass@{k} on held-out problems": [f"eval/pass@{k}"] for k in (*ks[:1], *ks[-1:])}
+    rows = 1 if width >= 6 else len(shown)
+    return _curves(groups, shown, looks_of(groups), (width, 3.2), rows) if shown else None
 
 
 def control_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure | None:
@@ -82,7 +88,8 @@ def control_figure(runs: Sequence[Run], width: float = style.WIDE) -> Figure | N
 def looks_of(groups: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Any]]:
     """Return group -> color, dashes and label; a group alone has the color of its rule."""
     if len(groups) == 1:
-        return {name: {"color": style.color_of(r[0].rule or "plain")} for name, r in groups.items()}
+        [(name, (run, *_))] = groups.items()
+        return {name: {"color": style.color_of(run.rule or (name if run.controlled else "plain"))}}
     # matplotlib hides labels that begin with "_", hence the space without width
     return {n: look | {"label": f"\u200b{n[:32]}"} for n, look in style.looks_of(groups).items()}
 
@@ -174,7 +181,8 @@ def _panels(groups: Mapping[str, list[Run]], key: str, title: str, width: float)
 
 
 def _entropy_key(runs: Sequence[Run]) -> str:
-    return PROBE if any(run.has(PROBE) for run in runs) else "entropy/measured"
+    found = [key for key in (PROBE, MEASURED) if any(run.has(key) for run in runs)]
+    return found[0] if found else TRAINERS_OWN
 
 
 def _finish(figure: Figure) -> Figure:

@@ -32,9 +32,12 @@ def write_report(run_dirs: Sequence[str | Path], output: str | Path | None = Non
     if not run_dirs:
         raise ValueError("no run directories; give at least one")
     if output is None and len(run_dirs) > 1:
-        raise ValueError(f"{len(run_dirs)} runs; say where the shared report goes with output")
+        raise ValueError(
+            f"{len(run_dirs)} runs; say where the shared report goes with output (--output DIR)"
+        )
     runs = load_runs(run_dirs)
     page = Path(run_dirs[0] if output is None else output)
+    page = page.parent if page.is_file() and page.suffix != ".html" else page
     page = page if page.suffix == ".html" else page / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     style.save_png(figures.entropy_figure(runs), page.with_name("entropy.png"))

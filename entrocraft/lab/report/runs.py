@@ -1,4 +1,4 @@
-"""A run directory as data: the settings of ``config.yaml`` and ``metrics.jsonl`` by step."""
+"""A run as data: its metrics by step, and the settings of ``config.yaml`` if it has one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from entrocraft.lab.parsing import flat_keys
-from entrocraft.lab.records import METRICS_FILE, RunError, read_records
+from entrocraft.lab.records import RunError, read
 from entrocraft.methods import METHODS, follows_target
 
 _SEED_SUFFIX = re.compile(r"(?:^|[-_ ./])(?:seed|s)[-_=]?(\d+)$", re.IGNORECASE)
@@ -96,18 +96,19 @@ def load_run(path: str | Path) -> Run:
     Raises:
         RunError: there is no complete record yet, or a file that cannot be read; see its message.
     """
-    path = Path(path)
-    file = path / METRICS_FILE
-    if not path.is_dir():
-        raise RunError(f"{path} is not a directory; give the run directory with {METRICS_FILE}")
-    if not file.is_file():
-        raise RunError(f"{file} does not exist; training writes it at its first optimizer step")
-    if not (records := read_records(file, strict=True)):
-        raise RunError(f"{file} holds no complete record yet; wait for the first optimizer step")
-    config = _read_config(path / "config.yaml")
-    frame = pd.DataFrame(records).set_index("step").astype(float)
-    name = str(config.get("name") or "").strip() or path.resolve().name
-    return Run(path, name, config, frame.where(np.isfinite(frame)))
+    runs = _runs_in(Path(path))
+    if len(runs) > 1:
+        raise RunError(f"{path} holds {len(runs)} runs: {', '.join(run.name for run in runs)}")
+    return runs[0]
+
+
+def _runs_in(path: Path) -> list[Run]:
+    config, runs = _read_config(path / "config.yaml"), []
+    for own, records in read(path).items():
+        frame = pd.DataFrame(records).set_index("step").astype(float)
+        name = own or str(config.get("name") or "").strip() or path.resolve().name
+        runs.append(Run(path, name, config, frame.where(np.isfinite(frame))))
+    return runs
 
 
 def load_runs(paths: Sequence[str | Path]) -> list[Run]:
@@ -120,7 +121,7 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
     places = [Path(path).resolve() for path in paths]
     if twice := [place for place in places if places.count(place) > 1]:
         raise RunError(f"{twice[0]} is given twice; give each run once")
-    runs = [load_run(path) for path in paths]
+    runs = [run for path in paths for run in _runs_in(Path(path))]
     for members in grouped(runs).values():
         settings = differing_settings(members)
         for i, run in enumerate(members if settings else ()):
@@ -128,9 +129,10 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
             run.group = ", ".join([run.group, *shown])
             run.name = run.group if run.seed is None else f"{run.group} seed{run.seed}"
     for members in grouped(runs).values():
-        seeds = [run.seed for run in members if run.seed is not None]
-        for run in members:
-            if seeds.count(run.seed) > 1:
+        # without a seed the name alone tells runs apart
+        seeds = [run.name if run.seed is None else run.seed for run in members]
+        for run, seed in zip(members, seeds, strict=True):
+            if seeds.count(seed) > 1:
                 run.name = run.group = f"{run.group} ({run.path})"
     return runs
 

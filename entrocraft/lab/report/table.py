@@ -16,7 +16,8 @@ from entrocraft.lab.report.summary import Summary
 from entrocraft.lab.statistics import NOTE, Interval, interval
 
 _ENDS = ("entropy_start", "entropy_end")
-_NUMBERS = ("tracking_error", "final_reward", "kept_fraction", "saturated_share", "seconds", *_ENDS)
+_ERRORS = ("tracking_error", "tracking_error_measured")
+_NUMBERS = (*_ERRORS, "final_reward", "kept_fraction", "saturated_share", "seconds", *_ENDS)
 _NOT_STEERED = "* not steered: distance from a schedule that is drawn for reference only"
 
 
@@ -65,14 +66,17 @@ def text_table(summaries: Sequence[Summary]) -> tuple[list[str], list[Any], list
     columns = {
         "entropy (nats)": ("entropy_end", ".2f", "entropy_start"),
         "tracking error": ("tracking_error", ".3f", ""),
+        "error, batches": ("tracking_error_measured", ".3f", ""),
         "final reward": ("final_reward", ".2f", ""),
         **{f"pass@{k}": (f"pass@{k}", ".2f", f"pass@{k}_start") for k in [*ks[:1], *ks[-1:]]},
         "kept": ("kept_fraction", ".0%", ""),
         "at limit": ("saturated_share", ".0%", ""),
     }
     columns = {title: at for title, at in columns.items() if any(row[at[0]] for row in rows)}
+    if "tracking error" in columns:  # the probe has less noise
+        columns.pop("error, batches", None)
     notes = [NOTE] if any(row["runs"] > 1 for row in rows) else []
-    if any(row["tracking_error"] and not row["steered"] for row in rows):
+    if any((row[_ERRORS[0]] or row[_ERRORS[1]]) and not row["steered"] for row in rows):
         notes.append(_NOT_STEERED)
     cells = []
     for row in rows:
@@ -88,4 +92,4 @@ def _cell(row: dict[str, Any], key: str, spec: str, start: str) -> tuple[str, st
     number, _, spread = format(Interval(**row[key]), spec).partition(" ")
     if start and row[start]:
         number = f"{row[start]['center']:{spec}} → {number}"
-    return number + (" *" if key == "tracking_error" and not row["steered"] else ""), spread
+    return number + (" *" if key in _ERRORS and not row["steered"] else ""), spread

@@ -24,11 +24,7 @@ __all__ = [
 
 
 def get_task(name: str, **options: Any) -> Task:
-    """Make a task by name.
-
-    Args:
-        name: one of ``TASKS``.
-        options: fields of the task's dataclass.
+    """Make a task by its name in ``TASKS``; options are the fields of its dataclass.
 
     Raises:
         ValueError: for an unknown name or option, or a value out of range.

@@ -38,17 +38,12 @@ _ANSWER_TAG = re.compile(r"<answer>([^<]*)</answer>")
 class Problem:
     """One problem in both of its forms.
 
-    Attributes:
-        key: canonical identity; two problems with the same key are the same problem.
-        prompt: short form for a character-level model, for example ``"3 7 8 4=22:"``.
-        question: full question for a chat model, with how to give the final answer.
-        answer: a reference answer.
-        metadata: what the verifier needs, JSON-serializable.
+    ``metadata`` is what the verifier needs, JSON-serializable.
     """
 
-    key: str
-    prompt: str
-    question: str
+    key: str  # two problems with the same key are the same problem
+    prompt: str  # for a character-level model, for example "3 7 8 4=22:"
+    question: str  # for a chat model, with how to give the final answer
     answer: str
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
@@ -105,11 +100,7 @@ def check_range(task: Task, of: str, least: int, most: int | None = None) -> Non
 
 @dataclass
 class Task(ABC):
-    """Base class of tasks. A task is a dataclass whose fields are its options.
-
-    Subclasses say how the library makes a problem (:meth:`candidate`), how a worked completion
-    looks (:meth:`demonstration`) and how an extracted answer is scored (:meth:`score`).
-    """
+    """Base class of tasks. A task is a dataclass whose fields are its options."""
 
     name: ClassVar[str]
 
@@ -119,17 +110,11 @@ class Task(ABC):
         """Draw distinct problems of one split.
 
         Lists of the same seed and split are prefixes of one another. Problems of different
-        splits are never the same, whatever the seeds and options.
-
-        Args:
-            split: ``"train"``, ``"probe"`` or ``"eval"``.
-            size: number of problems, at least 1.
-            seed: which list.
-            fewer: take all that a bounded search finds where there are fewer than ``size``.
+        splits are never the same, whatever the seeds and options. With ``fewer`` all that a
+        bounded search finds are taken where there are not as many as ``size``.
 
         Raises:
-            ValueError: for an unknown split, a size below 1, or options that do not yield
-                ``size`` distinct problems within a bounded search; with ``fewer``, none at all.
+            ValueError: an unknown split, a size below 1, or too few problems; with ``fewer``, none.
         """
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
@@ -187,26 +172,18 @@ class Task(ABC):
     def demonstration(self, problem: Problem, rng: random.Random, skill: float = 1.0) -> str:
         """One worked completion of ``problem.prompt`` for supervised warm start.
 
-        Args:
-            problem: a problem of this task.
-            rng: source of all randomness.
-            skill: probability in [0, 1] of a right completion; otherwise a well-formed attempt
-                that may be, and mostly is, wrong.
+        It is right with probability ``skill``, else a well-formed attempt that is mostly wrong.
         """
 
     @abstractmethod
     def score(self, problem: Problem, answer: str) -> float:
-        """Score in [0, 1] of an extracted answer of bounded length.
+        """Score in [0, 1] of an extracted answer of bounded length, whatever a model wrote.
 
-        It runs on whatever a model writes: bound the work by the answer's length and magnitude, and
-        evaluate nothing. There is no other time limit.
+        Bound the work by the answer's length and magnitude: there is no time limit.
         """
 
     def verify(self, problem: Problem, completion: str) -> float:
-        """Score in [0, 1] of a completion, as text; anything that is no answer, or too long, is 0.
-
-        No text raises, and none is evaluated.
-        """
+        """Score in [0, 1] of a completion; of one without an answer or too long 0. None raises."""
         if not isinstance(completion, str) or len(completion) > MAX_COMPLETION_CHARACTERS:
             return 0.0
         answer = extract_answer(completion)

@@ -37,13 +37,9 @@ def legal_step(value: int, operator: str, number: int, limit: int) -> int | None
 def solution_chains(
     numbers: tuple[int, ...], target: int, operators: str, limit: int
 ) -> tuple[str, ...]:
-    """Every left-to-right chain that reaches the target, distinct as text, sorted.
+    """Every left-to-right chain of all numbers that reaches the target, sorted.
 
-    Args:
-        numbers: the given numbers; each is used exactly once.
-        target: the number to reach.
-        operators: characters out of ``+-*/``.
-        limit: largest intermediate result; the smallest is 0.
+    Intermediate results are in [0, ``limit``].
 
     >>> solution_chains((2, 3), 6, "+-*/", 99)
     ('2*3=6', '3*2=6')
@@ -132,9 +128,9 @@ class CountdownTask(Task):
         if not self.operators or not set(self.operators) <= set("+-*/"):
             raise ValueError(f"operators={self.operators!r}; use one or more of '+-*/'")
         if self.max_intermediate < max(self.max_value, self.min_target):
+            bounds = f"max_value={self.max_value} or min_target={self.min_target}"
             raise ValueError(
-                f"max_intermediate={self.max_intermediate} is below "
-                f"max_value={self.max_value} or min_target={self.min_target}; raise it"
+                f"max_intermediate={self.max_intermediate} is below {bounds}; raise it"
             )
 
     def library_options(self) -> dict[str, Any]:
@@ -153,9 +149,8 @@ class CountdownTask(Task):
             answer=entry["answer"],
             metadata={"numbers": list(numbers), "target": target},
         )
-        return (
-            problem if self.score(problem, entry["answer"]) and self._solutions(problem) else None
-        )
+        holds = self.score(problem, entry["answer"]) and self._solutions(problem)
+        return problem if holds else None
 
     def _solutions(self, problem: Problem) -> tuple[str, ...]:
         numbers = tuple(sorted(problem.metadata["numbers"]))

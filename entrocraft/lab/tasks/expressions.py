@@ -62,15 +62,10 @@ def normalize(text: str) -> str:
 
 
 def evaluate(text: str) -> Evaluation | None:
-    """Evaluate one arithmetic expression exactly.
+    """Evaluate an expression of integers, ``+ - * /``, parentheses and spaces exactly.
 
-    Args:
-        text: an expression of integers, ``+ - * /``, parentheses and spaces.
-
-    Returns:
-        The value and the integers used, or ``None`` where the text is anything else, divides by
-        zero, is longer than ``MAX_CHARACTERS``, has more than ``MAX_NODES`` nodes, or passes
-        through a number beyond ``MAX_MAGNITUDE``.
+    ``None`` where the text is anything else, divides by zero, is longer than ``MAX_CHARACTERS``,
+    has more than ``MAX_NODES`` nodes, or passes through a number beyond ``MAX_MAGNITUDE``.
 
     >>> evaluate("(3 + 7) / 4")
     Evaluation(value=Fraction(5, 2), numbers=(3, 7, 4))
@@ -120,26 +115,16 @@ def evaluate_chain(text: str) -> Evaluation | None:
     """Evaluate a chain of steps such as ``3*7=21+8=29-4=25``, checking every stated result.
 
     The first step may be any expression, so that ``(3+7)*8-4=76`` is a chain too. Each stated
-    result is an integer and opens the next step, which is one operator and one new number.
-
-    Args:
-        text: the chain; it holds at least one ``=``.
-
-    Returns:
-        The last result and the given numbers in order of use (stated results are not among
-        them), or ``None`` where a result is wrong or the text is not a chain.
+    result is an integer and opens the next step, which is one operator and one new number; it is
+    not among the numbers used. ``None`` where a result is wrong or the text is no such chain.
 
     >>> evaluate_chain("3*7=21+8=29-4=25")
     Evaluation(value=Fraction(25, 1), numbers=(3, 7, 8, 4))
     >>> evaluate_chain("3*7=22+8=30") is None
     True
     """
-    if len(text) > MAX_CHARACTERS:
-        return None
     first, *rest = (segment.strip() for segment in text.split("="))
-    if not rest:
-        return None
-    result = evaluate(first)
+    result = evaluate(first) if rest and len(text) <= MAX_CHARACTERS else None
     if result is None:
         return None
     numbers = list(result.numbers)

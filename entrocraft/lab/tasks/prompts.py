@@ -8,8 +8,6 @@ from transformers import PreTrainedTokenizerBase
 
 from entrocraft.lab.tasks.base import Problem
 
-__all__ = ["completion_text", "speaks_chat", "text_prompt", "trainer_prompt"]
-
 
 def speaks_chat(tokenizer: PreTrainedTokenizerBase, chat: bool | None = None) -> bool:
     """Say whether to talk in messages: as asked, or if the tokenizer has a chat template.
@@ -18,10 +16,8 @@ def speaks_chat(tokenizer: PreTrainedTokenizerBase, chat: bool | None = None) ->
         ValueError: messages are asked for, but the tokenizer has no template.
     """
     if chat and tokenizer.chat_template is None:
-        raise ValueError(
-            f"chat=true, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; set "
-            "chat=false or give the tokenizer a template"
-        )
+        lacking = f"the tokenizer of {tokenizer.name_or_path!r} has no chat template"
+        raise ValueError(f"chat=true, but {lacking}; set chat=false or give it a template")
     return tokenizer.chat_template is not None if chat is None else chat
 
 

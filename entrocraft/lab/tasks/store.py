@@ -13,8 +13,6 @@ from pathlib import Path
 from entrocraft.lab.tasks.base import Problem, Split, Task
 from entrocraft.storage import write_atomically
 
-__all__ = ["default_cache_dir", "stored_problems"]
-
 _FORMAT = 1
 
 
@@ -57,9 +55,7 @@ def stored_problems(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, "".join(json.dumps(asdict(made)) + "\n" for made in problems))
     if len(problems) < size:
-        warnings.warn(
-            f"{task} has {len(problems)} {split} problems, not the {size} asked for; all of them "
-            "are taken. For more widen its ranges (task.options)",
-            stacklevel=2,
-        )
+        few = f"{task} has {len(problems)} {split} problems, not the {size} asked for"
+        remedy = "all of them are taken. For more widen its ranges (task.options)"
+        warnings.warn(f"{few}; {remedy}", stacklevel=2)
     return problems

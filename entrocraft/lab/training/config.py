@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from entrocraft.settings import ControlSettings
 
-__all__ = ["ControlSettings", "EvaluationConfig", "TaskConfig", "TrainConfig"]
-
 TINY = "tiny"
 
 
@@ -124,22 +122,17 @@ class TrainConfig:
         _at_least(1, self, "", counts)
         _at_least(0, self, "", ["save_every"])
         if self.task.train_size < self.prompts:
-            raise ValueError(
-                f"task.train_size is {self.task.train_size}, fewer than the {self.prompts} prompts "
-                "of a batch; raise it, or lower prompts"
-            )
+            few = f"fewer than the {self.prompts} prompts of a batch; raise it, or lower prompts"
+            raise ValueError(f"task.train_size is {self.task.train_size}, {few}")
         if self.generations < 2:
-            raise ValueError(
-                f"generations is {self.generations}; {self.algorithm} compares the rollouts of a "
-                "prompt with each other and needs at least 2"
-            )
+            need = f"{self.algorithm} compares the rollouts of a prompt and needs at least 2"
+            raise ValueError(f"generations is {self.generations}; {need}")
         for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; use a number above 0")
         if not 0 <= self.advantage_noise < float("inf"):
-            raise ValueError(
-                f"advantage_noise is {self.advantage_noise}; use a standard deviation of at least 0"
-            )
+            remedy = "use a standard deviation of at least 0"
+            raise ValueError(f"advantage_noise is {self.advantage_noise}; {remedy}")
         self.control.build(self.seed)  # a bad schedule, rule or band fails before anything is built
 
     @property

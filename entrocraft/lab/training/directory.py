@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from entrocraft.lab.parsing import flat_keys
 from entrocraft.lab.records import read_records
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.storage import write_atomically
-
-__all__ = ["RunDirectory"]
 
 _OTHERWISE = "choose another output, or set resume=false to start over"
 
@@ -34,6 +32,27 @@ _WRITTEN = (
 )
 
 
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Make a directory and keep other processes out to the end of the block or of the process.
+
+    Raises:
+        RuntimeError: another process `busy` ("is training in") this directory.
+        ValueError: the directory cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path / ".lock").acquire(timeout=0)
+    except Timeout:
+        remedy = "wait for it, stop it, or choose another directory with --output"
+        raise RuntimeError(f"another process {busy} {path}; {remedy}") from None
+    except OSError as error:
+        problem = f"which cannot be made a directory ({error.strerror})"
+        raise ValueError(f"output is {path}, {problem}; choose another one") from error
+    with held:
+        yield
+
+
 class RunDirectory:
     """config.yaml, metrics.jsonl, checkpoints/ and the report of one run."""
 
@@ -43,30 +62,9 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out until the end of the block or of the process.
-
-        Raises:
-            RuntimeError: another process is writing the directory.
-            ValueError: the directory cannot be made.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"output is {self.path}, which cannot be made a directory ({error.strerror}); "
-                "choose another one"
-            ) from error
-        try:
-            lock = FileLock(self.path / ".lock").acquire(timeout=0)
-        except Timeout:
-            raise RuntimeError(
-                f"another process is training in {self.path}; wait for it, stop it, or choose "
-                "another output"
-            ) from None
-        with lock:
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes out; see `locked`."""
+        return locked(self.path, "is training in")
 
     def check(self, config: TrainConfig, remedy: str = _OTHERWISE) -> None:
         """Refuse a directory that holds the results of another config; more steps are no other.
@@ -82,10 +80,8 @@ class RunDirectory:
                 continue
             if key == "steps" and isinstance(theirs.get(key), int) and theirs[key] < mine[key]:
                 continue
-            raise ValueError(
-                f"{self.path} holds a run with {key}={theirs.get(key)!r}, now asked for "
-                f"{key}={mine.get(key)!r}; {remedy}"
-            )
+            asked = f"now asked for {key}={mine.get(key)!r}; {remedy}"
+            raise ValueError(f"{self.path} holds a run with {key}={theirs.get(key)!r}, {asked}")
 
     def _read_config(self, remedy: str) -> dict[str, Any]:
         try:
@@ -94,10 +90,8 @@ class RunDirectory:
                 raise yaml.YAMLError("it has no keys")
             return keys
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            problem = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"{self.path} holds a run whose settings cannot be read ({problem}); {remedy}"
-            ) from error
+            problem = f"settings cannot be read ({' '.join(str(error).split())[:200]}); {remedy}"
+            raise ValueError(f"{self.path} holds a run whose {problem}") from error
 
     def claim(self, config: TrainConfig) -> None:
         """Write config.yaml; with `resume=false` move what an earlier run left into previous/."""

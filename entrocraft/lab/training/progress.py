@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rich import progress as bars
 from rich.console import Console
 from rich.markup import escape
-from rich.text import Text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-__all__ = ["CellsProgress", "Display", "RunProgress", "WarmStartProgress", "describe_record"]
 
 
 _SHOWN = {
@@ -24,19 +21,19 @@ _SHOWN = {
 }
 
 
-def describe_record(record: dict[str, Any]) -> str:
-    """One line of a record: entropy, target, reward, kept fraction.
+def describe_record(record: dict[str, Any], verbose: bool = False) -> str:
+    """One line of a record: entropy, target, reward, kept fraction, and all else if `verbose`.
 
     >>> describe_record({"entropy/measured": 0.41, "entropy/target": 0.4, "reward": 0.3})
     'entropy 0.410  target 0.400  reward 0.300'
     """
     parts = [text.format(record[key]) for key, text in _SHOWN.items() if key in record]
-    return "  ".join([*parts, "saturated"] if record.get("entropy/saturated") else parts)
-
-
-class _Numbers(bars.ProgressColumn):
-    def render(self, task: bars.Task) -> Text:
-        return Text(task.fields.get("numbers", ""))
+    if verbose:
+        others = record.keys() - _SHOWN.keys() - {"step"}
+        parts += [f"{key} {record[key]:.4g}" for key in sorted(others)]
+    elif record.get("entropy/saturated"):
+        parts.append("saturated")
+    return "  ".join(parts)
 
 
 class Display:
@@ -49,7 +46,7 @@ class Display:
             bars.TextColumn("{task.description}"),
             bars.BarColumn(bar_width=20),
             bars.MofNCompleteColumn(),
-            _Numbers(),
+            bars.TextColumn("{task.fields[numbers]}", markup=False),
             bars.TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -69,7 +66,10 @@ class Display:
         tenth = done * 10 // self._steps_in_all
         if not self.console.is_terminal and tenth > self._tenth:
             self._tenth = tenth
-            self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 class WarmStartProgress(Display):
@@ -82,7 +82,7 @@ class WarmStartProgress(Display):
     def __call__(self, stage: str, done: int, total: int, loss: float | None) -> None:
         """Show how far a stage is, and the loss in nats per token."""
         if self._task is None:  # a warm start from the cache shows nothing
-            self._task = self._progress.add_task("warm start", total=total)
+            self._task = self._progress.add_task("warm start", total=total, numbers="")
         title, numbers = f"warm start: {stage}", "" if loss is None else f"loss {loss:.3f}"
         self._progress.update(
             self._task, description=title, completed=done, total=total, numbers=numbers
@@ -92,22 +92,29 @@ class WarmStartProgress(Display):
 
 
 class RunProgress(Display):
-    """Progress of one run."""
+    """Progress of one run; with `verbose` a line for every record, with all that is in it."""
 
-    def __init__(self, title: str, steps: int, console: Console | None = None) -> None:
+    def __init__(
+        self, title: str, steps: int, console: Console | None = None, verbose: bool = False
+    ) -> None:
         super().__init__(console or Console(), steps)
         self.title = title
         self.steps = steps
-        self._task = self._progress.add_task(f"[bold]{escape(title)}", total=steps)
+        self.verbose = verbose
+        self._task = self._progress.add_task(f"[bold]{escape(title)}", total=steps, numbers="")
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Show one record."""
+        done = min(record["step"] + 1, self.steps)
+        numbers = describe_record(record, self.verbose)
+        text = f"{self.title} step {done}/{self.steps}  {numbers}"
+        if self.verbose:
+            self._print(text)
         if "reward" not in record:
             return
-        done = min(record["step"] + 1, self.steps)
-        numbers = describe_record(record)
-        self._progress.update(self._task, completed=done, numbers=numbers)
-        self._every_tenth(done, f"{self.title} step {done}/{self.steps}  {numbers}")
+        self._progress.update(self._task, completed=done, numbers=describe_record(record))
+        if not self.verbose:
+            self._every_tenth(done, text)
 
 
 class CellsProgress(Display):
@@ -118,9 +125,9 @@ class CellsProgress(Display):
         self._steps = dict(cells)
         self._start = time.monotonic()
         self._done = {title: 0 for title, _ in cells}
-        self._all = self._progress.add_task("[bold]all runs", total=self._steps_in_all)
+        self._all = self._progress.add_task("[bold]all runs", total=self._steps_in_all, numbers="")
         self._tasks = {
-            title: self._progress.add_task(escape(title), total=steps, visible=False)
+            title: self._progress.add_task(escape(title), total=steps, visible=False, numbers="")
             for title, steps in cells
         }
 
@@ -135,7 +142,7 @@ class CellsProgress(Display):
         state = "failed, see its log.txt" if failed else "done"
         self._advance(title, self._done[title] if failed else self._steps[title], state)
         if not self.console.is_terminal:
-            self.console.print(f"{title}: {state}", soft_wrap=True, highlight=False, markup=False)
+            self._print(f"{title}: {state}")
 
     def _advance(self, title: str, done: int, numbers: str) -> None:
         self._done[title] = done

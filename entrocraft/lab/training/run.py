@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -24,20 +23,20 @@ from entrocraft.lab.training.progress import RunProgress, WarmStartProgress
 from entrocraft.lab.training.recorder import Recorder, measurements
 from entrocraft.lab.training.trainer import build_trainer, trainer_arguments
 
-__all__ = ["prepare_model", "train"]
 
-
-def train(config: TrainConfig, console: Console | None = None) -> Path:
+def train(config: TrainConfig, console: Console | None = None, verbose: bool = False) -> Path:
     """Run one training and return its directory.
 
     Goes on from the last whole checkpoint in the directory; a finished run is not repeated, its
-    report is drawn again. Under `torchrun` every process takes part; the first one writes.
+    report is drawn again. Under `torchrun` every process takes part; the first one writes. The
+    console shows step, entropy, target, reward and kept share, with `verbose` all that is logged.
 
     Raises:
         ValueError: a config that cannot run, or a directory that holds a run of another config.
         RuntimeError: another process is writing the directory.
     """
     console = console or Console()
+    progress = RunProgress(config.title, config.steps, console, verbose)
     processes = PartialState(cpu=not torch.cuda.is_available())
     directory = RunDirectory(config.output)
     with directory.locked() if processes.is_main_process else nullcontext():
@@ -46,14 +45,11 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
             trainer_arguments(config, processes.num_processes)  # fails before a warm start
             path = prepare_model(config, console)
         if finished:
-            console.print(
-                f"{directory.path} holds this run, whole; nothing is trained. More steps go on "
-                "from its end, resume=false starts over",
-                soft_wrap=True,
-                highlight=False,
-            )
+            remedy = "More steps go on from its end, resume=false starts over"
+            text = f"{directory.path} holds this run, whole; nothing is trained. {remedy}"
+            console.print(text, soft_wrap=True, highlight=False)
         else:
-            _train(config, directory, path, processes.is_main_process, console)
+            _train(config, directory, path, processes.is_main_process, progress)
         if processes.is_main_process:
             write_report([directory.path], directory.path)
     return config.output
@@ -75,7 +71,7 @@ def prepare_model(config: TrainConfig, console: Console | None = None) -> str:
 
 
 def _train(
-    config: TrainConfig, directory: RunDirectory, model_path: str, main: bool, console: Console
+    config: TrainConfig, directory: RunDirectory, model_path: str, main: bool, progress: RunProgress
 ) -> None:
     model, tokenizer = load_model(model_path, dtype=config.dtype)
     chat = speaks_chat(tokenizer, config.chat)
@@ -84,21 +80,16 @@ def _train(
         task, "train", config.task.train_size, cache_dir=config.cache_dir, fewer=True
     )
     trainer = build_trainer(config, model, tokenizer, task, problems, chat)
-    progress: Any = nullcontext()
     checkpoint = None
     if main:
-        progress = RunProgress(config.title, config.steps, console)
         measure = measurements(config, trainer, tokenizer, task, chat)
-        target = trainer.entropy_control.target
-        trainer.add_callback(Recorder(directory.metrics, measure, target, progress))
+        Recorder(directory.metrics, trainer, measure, progress)
         directory.claim(config)
         # a checkpoint at the end would be followed by one step too many
         checkpoint = directory.last_checkpoint(below=config.steps) if config.resume else None
     [checkpoint] = broadcast_object_list([checkpoint])
-    with progress:
+    with progress if main else nullcontext():
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < config.steps:
-        raise RuntimeError(
-            f"training ended at step {trainer.state.global_step} of {config.steps}: the trainer "
-            "found no more data; look at its messages"
-        )
+        ended = f"training ended at step {trainer.state.global_step} of {config.steps}"
+        raise RuntimeError(f"{ended}: the trainer found no more data; look at its messages")

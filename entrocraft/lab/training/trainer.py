@@ -15,8 +15,6 @@ from entrocraft.lab.tasks import Problem, Task
 from entrocraft.lab.tasks.prompts import completion_text, trainer_prompt
 from entrocraft.lab.training.config import TrainConfig
 
-__all__ = ["build_trainer", "trainer_arguments", "with_changed_advantages"]
-
 # options of TRL's config that are derived from keys of `TrainConfig`, and the key that sets them
 _OWNED = {
     "output_dir": "output",
@@ -49,16 +47,13 @@ def trainer_arguments(config: TrainConfig, processes: int = 1) -> dict[str, Any]
     rollouts = config.prompts * config.generations
     per_update, rest = divmod(rollouts, processes * config.updates)
     if rest:
-        raise ValueError(
-            f"{rollouts} rollouts ({config.prompts} prompts x {config.generations}) do not divide "
-            f"into {config.updates} updates on {processes} processes; change prompts or updates"
-        )
+        batch = f"{rollouts} rollouts ({config.prompts} prompts x {config.generations})"
+        parts = f"{config.updates} updates on {processes} processes"
+        raise ValueError(f"{batch} do not divide into {parts}; change prompts or updates")
     micro = min(config.micro_batch or per_update, per_update)
     if per_update % micro:
-        raise ValueError(
-            f"micro_batch is {micro}, which does not divide the {per_update} rollouts of an "
-            "update; choose a divisor"
-        )
+        parts = f"the {per_update} rollouts of an update"
+        raise ValueError(f"micro_batch is {micro}, which does not divide {parts}; choose a divisor")
     accumulation = per_update // micro
     # saved after whole rollout batches: the trainer cannot resume exactly inside one
     cycle = config.updates * int(config.trainer.get("num_iterations", 1))
@@ -99,10 +94,8 @@ def build_trainer(
         ValueError: the task has too few problems for one batch.
     """
     if len(problems) < config.prompts:
-        raise ValueError(
-            f"{task} has only {len(problems)} train problems and a batch takes {config.prompts} "
-            "prompts; widen its ranges (task.options) or lower prompts"
-        )
+        few = f"{task} has only {len(problems)} train problems and a batch takes {config.prompts}"
+        raise ValueError(f"{few} prompts; widen its ranges (task.options) or lower prompts")
     from entrocraft.trl import GRPOTrainer, RLOOTrainer
 
     trainer_class: type = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}[config.algorithm]
@@ -159,12 +152,8 @@ def _check_options(config: TrainConfig) -> None:
 def with_changed_advantages(trainer_class: type, raw: bool, noise: float, seed: int) -> type:
     """Return a subclass of the trainer whose advantages are raw rewards, or carry noise, or both.
 
-    Args:
-        trainer_class: `entrocraft.trl.GRPOTrainer` or `RLOOTrainer`.
-        raw: the rollouts' own rewards take the place of the estimator's advantages (REINFORCE
-            without a baseline).
-        noise: standard deviation of normal noise on every advantage.
-        seed: of the noise; it is drawn anew from the step, so that a resumed run sees the same.
+    `raw` is REINFORCE without a baseline, `noise` the standard deviation of normal noise. It is
+    drawn from seed and step, so that a resumed run sees the same.
     """
 
     class Changed(trainer_class):

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from entrocraft.lab.cli import main
+from entrocraft.lab.records import read_records
 from entrocraft.lab.training.directory import RunDirectory
-from entrocraft.lab.training.recorder import read_records
 from tests.lab.training.runs import config_file, keys, make_home
 
 

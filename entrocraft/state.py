@@ -1,0 +1,108 @@
+"""Controller state: what is remembered from batch to batch, and its JSON form."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from entrocraft.effects import BatchMeans
+from entrocraft.feedback.filter import EntropyFilter, finite
+from entrocraft.feedback.saturation import SaturationMonitor
+from entrocraft.selection import ResponseCurve
+
+__all__ = ["ControllerState", "LastBatch"]
+
+
+@dataclass(frozen=True)
+class LastBatch:
+    """What is known of a batch that is not scored yet: the batch before it.
+
+    Attributes:
+        measured: entropy, nats per token.
+        curve: response of its rollouts.
+        means: token means that effects refer to.
+    """
+
+    measured: float
+    curve: ResponseCurve
+    means: BatchMeans
+
+
+@dataclass(frozen=True)
+class ControllerState:
+    """All that a controller remembers; never changed in place.
+
+    Attributes:
+        decisions: batches decided on; the draw depends on it.
+        initial: first measured entropy, nats per token; None before the first batch.
+        scale: slow average of the effects' mean size.
+        feedback: memory of the feedback: an `EntropyFilter`, or None if it has none.
+        monitor: what the saturation monitor has seen and said.
+        learning_rate_factor: of the latest decision.
+        last: the latest batch; None where each batch is scored before it is decided on.
+    """
+
+    decisions: int = 0
+    initial: float | None = None
+    scale: float = 0.0
+    feedback: Any = None
+    monitor: SaturationMonitor = field(default_factory=SaturationMonitor)
+    learning_rate_factor: float = 1.0
+    last: LastBatch | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        last = self.last
+        return {
+            "decisions": self.decisions,
+            "initial": self.initial,
+            "scale": self.scale,
+            "feedback": {} if self.feedback is None else self.feedback.state_dict(),
+            "monitor": {**asdict(self.monitor), "warned": list(self.monitor.warned)},
+            "learning_rate_factor": self.learning_rate_factor,
+            "last": last
+            and {
+                "measured": last.measured,
+                "size": last.curve.size,
+                "sums": last.curve.sums.tolist(),
+                "means": asdict(last.means),
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any], remembers: bool, limit: float) -> ControllerState:
+        """Make it from what `as_dict` gave.
+
+        Args:
+            state: as JSON gives it.
+            remembers: whether the feedback has a memory.
+            limit: largest pressure.
+
+        Raises:
+            ValueError, KeyError, TypeError: a number that is missing or makes no sense.
+        """
+        initial = None if state["initial"] is None else float(finite(state["initial"], ()))
+        scale, factor = float(state["scale"]), float(state.get("learning_rate_factor", 1.0))
+        if not (0 <= scale < math.inf and 0 < factor <= 1):
+            raise ValueError(
+                f"scale {scale} must be finite, learning_rate_factor {factor} in (0, 1]"
+            )
+        decisions, monitor, last = int(state["decisions"]), state["monitor"], state.get("last")
+        in_a_row, warned = int(monitor["saturated_in_a_row"]), monitor["warned"]
+        if decisions < 0 or not isinstance(warned, (list, tuple)):
+            raise ValueError(f"{decisions} decisions and warnings {warned!r}")
+        if last is not None:
+            size = float(finite(last["size"], ()))
+            curve = ResponseCurve(finite(last["sums"], (33, 2)), size, limit)
+            means = {name: float(finite(value, ())) for name, value in last["means"].items()}
+            last = LastBatch(float(finite(last["measured"], ())), curve, BatchMeans(**means))
+        return cls(
+            decisions,
+            initial,
+            scale,
+            EntropyFilter.from_state_dict(state["feedback"]) if remembers else None,
+            SaturationMonitor(in_a_row, tuple(map(str, warned))),
+            factor,
+            last,
+        )
