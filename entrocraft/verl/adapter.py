@@ -54,45 +54,43 @@ class TrainingBatch(Adapter):
         self._trainer, self._metrics = trainer, metrics
         momentum = OmegaConf.select(trainer.config, "actor_rollout_ref.actor.optim.betas[0]")
         self._step = StepInfo(step, optimizer_steps, momentum)
-        rows, self._nested_mask = self._read(measured)
-        self._rollouts = Trajectories(rows)
+        self._rollouts = Trajectories(self._read(measured))
         algorithm = trainer.config.algorithm
         # but for grpo verl gives each row of a rollout a reward and an advantage of its own
-        single = len(self._rollouts) == int(self._rollouts.real.sum())
+        single = len(self._rollouts) == len(self._real)
         own_baseline = algorithm.adv_estimator in _OWN_BASELINE and not algorithm.use_kl_in_reward
         if own_baseline and (single or algorithm.adv_estimator == "grpo"):
             self._rollouts = self._rollouts.without_rounding_noise()
-        self._trained = torch.zeros(len(rows.keys))
 
-    def _read(self, measured: dict[str, Tensor] | None) -> tuple[Rows, Tensor]:
-        """Read the batch; also verl's nested response mask, which gives rows their lengths."""
+    def _read(self, measured: dict[str, Tensor] | None) -> Rows:
+        """Read the batch; rows that only fill it up are left out."""
         names = ["advantages", "response_mask", "rm_scores"]
         if measured is None:
             names += ["old_log_probs", "entropy"]
             names += [SENSITIVITY] if self.method.effect in TOKEN_LEVELS else []
         data = _fetch(self.batch, names)
         _demand(data, names)
-        mask = data["response_mask"]
+        self._nested_mask = mask = data["response_mask"]  # gives rows their lengths
         if measured is None:
             measured = {"logprobs": data["old_log_probs"], "entropies": data["entropy"]}
             if SENSITIVITY in names:
                 measured["sensitivity"] = response_from_nested(data[SENSITIVITY], mask)
-        signals = {name: _padded(values).float() for name, values in measured.items()}
         actor = self._trainer.config.actor_rollout_ref.actor
         averages = averages_rows(actor)
-        rows = Rows(
-            keys=list(self.batch.keys),
-            padding=torch.tensor([bool(tag.get("is_padding", False)) for tag in self.batch.tags]),
-            advantages=_padded(data["advantages"]).float(),
-            mask=_padded(mask).bool(),
+        real = [row for row, tag in enumerate(self.batch.tags) if not tag.get("is_padding", False)]
+        self._real = real
+        signals = {name: _padded(values).float()[real] for name, values in measured.items()}
+        return Rows(
+            keys=[self.batch.keys[row] for row in real],
+            advantages=_padded(data["advantages"]).float()[real],
+            mask=_padded(mask).bool()[real],
             logprobs=signals["logprobs"],
             entropies=signals["entropies"],
             sensitivity=signals.get("sensitivity"),
-            rewards=_padded(data["rm_scores"]).float().sum(1),
+            rewards=_padded(data["rm_scores"]).float().sum(1)[real],
             mean_of_rows=averages,
             by_row=averages or actor.loss_agg_mode.startswith("seq-mean"),
         )
-        return rows, mask
 
     def step_info(self) -> StepInfo:
         return self._step
@@ -105,8 +103,10 @@ class TrainingBatch(Adapter):
 
     def write(self, decision: Decision, advantages: Tensor, stats: RolloutStats) -> None:
         decided = self._reweighed(self._rollouts.advantages(stats, decision))
+        everywhere = torch.zeros(len(self.batch), decided.shape[1], dtype=decided.dtype)
+        everywhere[self._real] = decided
         fields = TensorDict(
-            {"advantages": response_to_nested(decided, self._nested_mask)},
+            {"advantages": response_to_nested(everywhere, self._nested_mask)},
             batch_size=len(self.batch),
         )
         self.batch = tq.kv_batch_put(
@@ -118,20 +118,18 @@ class TrainingBatch(Adapter):
         """Let a method that weighs the tokens of a batch do so."""
         if self.method.token_scope != "batch":
             return advantages
-        rows, real = self._rollouts.rows, self._rollouts.real
+        rows = self._rollouts.rows
         tokens = TokenBatch(
             step=self._step.step,
-            advantages=advantages[real],
-            mask=rows.mask[real],
-            logprobs=rows.logprobs[real],
-            old_logprobs=rows.logprobs[real],
-            entropies=rows.entropies[real],
-            old_entropies=rows.entropies[real],
-            sensitivity=None if rows.sensitivity is None else rows.sensitivity[real],
+            advantages=advantages,
+            mask=rows.mask,
+            logprobs=rows.logprobs,
+            old_logprobs=rows.logprobs,
+            entropies=rows.entropies,
+            old_entropies=rows.entropies,
+            sensitivity=rows.sensitivity,
         )
-        weighed = advantages.clone()
-        weighed[real] = self.method.reweigh(tokens).to(advantages.dtype)
-        return weighed
+        return self.method.reweigh(tokens).to(advantages.dtype)
 
     def log(self, metrics: dict[str, float]) -> None:
         self._metrics.update(metrics)
@@ -139,16 +137,14 @@ class TrainingBatch(Adapter):
     def remeasure(self, batch: Any, metrics: dict) -> None:
         """Score a share of the prompts once more, after the batch's last update."""
         self.batch, self._metrics = batch, metrics
-        rollouts, rows, real = self._rollouts, self._rollouts.rows, self._rollouts.real
-        prompts = rollouts.group[rollouts.owner]
-        before = ScoredTokens(rows.mask[real], rows.logprobs[real], rows.entropies[real], prompts)
-        run_remeasure(self, before, self._trained[real])
+        rows, prompts = self._rollouts.rows, self._rollouts.group[self._rollouts.owner]
+        before = ScoredTokens(rows.mask, rows.logprobs, rows.entropies, prompts)
+        run_remeasure(self, before, self._trained)
 
     def score(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass over some of the rows that belong to rollouts, as many as workers can share."""
-        names, real = self._rollouts.rows.keys, self._rollouts.real.nonzero().flatten()
-        wanted = [names[row] for row in real[chosen].tolist()]
-        others = [name for name in names if name not in set(wanted)]
+        """One pass over the chosen rows, and more of the batch's for workers to share evenly."""
+        wanted = [self._rollouts.rows.keys[row] for row in chosen.tolist()]
+        others = [key for key in self.batch.keys if key not in set(wanted)]
         micro = self._trainer.config.actor_rollout_ref.rollout.get(
             "log_prob_micro_batch_size_per_gpu"
         )

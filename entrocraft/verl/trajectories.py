@@ -1,7 +1,7 @@
 """Trajectories: verl's batch rows to the rollouts of a decision, and back.
 
-An agent may leave several rows for one rollout (session); rows that only fill up a batch belong to
-none. A decision keeps or rejects whole rollouts.
+An agent may leave several rows for one rollout (session). A decision keeps or rejects whole
+rollouts.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ __all__ = ["Rows", "Trajectories"]
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch of verl's as padded tensors; (R, T) unless said otherwise.
+    """A batch of verl's, without rows that only fill it up; (R, T) unless said otherwise.
 
     Attributes:
         keys: names of the rows, "{uid}_{session}_{index}".
-        padding: (R,) bool, rows that only fill up the batch.
         advantages: of the tokens.
         mask: bool, response tokens.
         logprobs: nats, of the sampled tokens before the update.
@@ -36,7 +35,6 @@ class Rows:
     """
 
     keys: Sequence[str]
-    padding: Tensor
     advantages: Tensor
     mask: Tensor
     logprobs: Tensor
@@ -59,19 +57,18 @@ class Trajectories:
     """Rollouts, each with one or several rows.
 
     Attributes:
-        real: (R,) bool, rows that belong to a rollout.
-        owner: (real rows,), the rollout of each.
+        owner: (R,), the rollout of each row.
         group: (B,), the prompt of each rollout.
     """
 
     def __init__(self, rows: Rows) -> None:
-        self.rows, self.real = rows, ~rows.padding
+        self.rows = rows
         sessions: dict[tuple[str, str], int] = {}
         prompts: dict[str, int] = {}
         last: dict[int, tuple[int, int]] = {}
         owner, group = [], []
-        for row in self.real.nonzero().flatten().tolist():
-            uid, session, index = rows.keys[row].rsplit("_", 2)
+        for row, key in enumerate(rows.keys):
+            uid, session, index = key.rsplit("_", 2)
             if (uid, session) not in sessions:
                 sessions[uid, session] = len(sessions)
                 group.append(prompts.setdefault(uid, len(prompts)))
@@ -94,7 +91,7 @@ class Trajectories:
         no such baseline: its advantage is its reward, and stays.
         """
         several = torch.bincount(self.group)[self.group] > 1
-        zero = self._by_row(self.stats().constant_reward & several)
+        zero = (self.stats().constant_reward & several)[self.owner]
         settled = self.rows.advantages.masked_fill(zero[:, None], 0.0)
         return Trajectories(replace(self.rows, advantages=settled))
 
@@ -108,10 +105,10 @@ class Trajectories:
         Raises:
             ValueError: a value that is not finite on a response token.
         """
-        rows, mask = self.rows, self.rows.mask[self.real]
+        rows, mask = self.rows, self.rows.mask
         given = self._added("advantages", rows.advantages)
         tokens = self._total(mask.sum(1))
-        inside = rows.advantages[self.real].double()
+        inside = rows.advantages.double()
 
         def extreme(which: str, start: float) -> Tensor:
             by_row = getattr(torch.where(mask, inside, start), which)(1)
@@ -155,26 +152,20 @@ class Trajectories:
         Raises:
             ValueError: a value that is not finite there; names the row.
         """
-        inside = torch.where(self.rows.mask, values, 0.0)[self.real].double()
+        inside = torch.where(self.rows.mask, values, 0.0).double()
         bad = ~torch.isfinite(inside).all(1)
         if bool(bad.any()):
-            row = int(self.real.nonzero()[int(bad.nonzero()[0])])
+            key = self.rows.keys[int(bad.nonzero()[0])]
             raise ValueError(
-                f"{name} of the row {self.rows.keys[row]} are not finite on its response tokens; "
+                f"{name} of the row {key} are not finite on its response tokens; "
                 "mask tokens that could not be scored, or give the row an advantage of 0"
             )
         return self._total(inside.sum(1))
 
     def _total(self, values: Tensor) -> Tensor:
-        """(B,) float64 sum of (real rows,) over the rows of each rollout."""
+        """(B,) float64 sum of (R,) over the rows of each rollout."""
         zeros = torch.zeros(len(self), dtype=torch.float64)
         return zeros.index_add_(0, self.owner, values.double())
-
-    def _by_row(self, values: Tensor) -> Tensor:
-        """(R,) from (B,), 0 for padding."""
-        by_row = torch.zeros(len(self.rows.keys), dtype=values.dtype)
-        by_row[self.real] = values[self.owner]
-        return by_row
 
     def advantages(self, stats: RolloutStats, decision: Decision) -> Tensor:
         """(R, T) advantages to train on.
@@ -186,5 +177,5 @@ class Trajectories:
         weighted = torch.allclose(decision.advantages, stats.advantages * decision.weights)
         # what the decision took for rounding noise is not trained on
         active = (stats.advantages != 0) * decision.weights
-        given = self._by_row(active if weighted else decision.advantages)[:, None]
+        given = (active if weighted else decision.advantages)[self.owner, None]
         return (rows.advantages if weighted else rows.mask) * given.to(rows.advantages.dtype)

@@ -26,6 +26,9 @@ CONFIG = OmegaConf.create(
 )
 
 
+PADDING = 2
+
+
 class Queue:
     """verl's transfer queue, of one batch."""
 
@@ -45,7 +48,8 @@ def batch_of(keys):
         def __len__(self):
             return len(self.keys)
 
-    return Batch(keys=keys, tags=[{} for _ in keys], partition_id="0")
+    tags = [{"is_padding": True} if key.startswith("padding") else {} for key in keys]
+    return Batch(keys=keys, tags=tags, partition_id="0")
 
 
 def nested(values, mask):
@@ -62,9 +66,14 @@ def engine(case, method):
         "entropy": case.entropies,
         "rm_scores": rewards,
     }
-    queue = Queue({name: nested(values, case.mask) for name, values in columns.items()})
+    # verl fills a batch up with rows of padding, here copies of the last rollouts
+    rows = torch.arange(len(case.mask))
+    order = torch.cat([rows, rows[-PADDING:]])
+    mask = case.mask[order]
+    queue = Queue({name: nested(values[order], mask) for name, values in columns.items()})
     verls.tq.kv_batch_get, verls.tq.kv_batch_put = queue.kv_batch_get, queue.kv_batch_put
     keys = [f"prompt{row // 4}_{row % 4}_0" for row in range(len(case.mask))]
+    keys += [f"padding_{row}_0" for row in range(PADDING)]
     trainer = SimpleNamespace(entropy_control=method, config=CONFIG)
     metrics = {}
     made = verls.TrainingBatch(
@@ -72,7 +81,9 @@ def engine(case, method):
     )
 
     def read():
-        return torch.nested.to_padded_tensor(queue.columns["advantages"], 0)[:, 0]
+        written = torch.nested.to_padded_tensor(queue.columns["advantages"], 0)
+        assert not written[-PADDING:].any(), "padding is not trained on"
+        return written[:-PADDING, 0]
 
     return made, read, lambda: metrics
 

@@ -1,4 +1,4 @@
-"""verl's rows as rollouts: padding out, one decision for a session, the decision that TRL gets."""
+"""verl's rows as rollouts: one decision for a session, the decision that TRL gets."""
 
 from dataclasses import replace
 
@@ -15,8 +15,8 @@ from entrocraft.verl.trajectories import Rows, Trajectories
 from tests.trl.runs import Recording, WitnessGRPO, make_trainer, tiny_model
 
 
-def make_rows(seed=0, prompts=6, generations=4, width=7, padding=0, **changes):
-    """Rows of one turn each, in shuffled order, and some of padding."""
+def make_rows(seed=0, prompts=6, generations=4, width=7, **changes):
+    """Rows of one turn each, in shuffled order."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -25,36 +25,31 @@ def make_rows(seed=0, prompts=6, generations=4, width=7, padding=0, **changes):
     count = prompts * generations
     keys = [f"uid{p}_{g}_0" for p in range(prompts) for g in range(generations)]
     order = torch.randperm(count, generator=generator).tolist()
-    keys = [keys[i] for i in order] + [f"pad0_{i}_0" for i in range(padding)]
-    total = count + padding
-    lengths = torch.randint(1, width + 1, (total,), generator=generator)
+    lengths = torch.randint(1, width + 1, (count,), generator=generator)
     mask = torch.arange(width) < lengths[:, None]
-    mask[count:] = False
     values = {
-        "keys": keys,
-        "padding": torch.arange(total) >= count,
-        "advantages": normal(total)[:, None] * mask,
+        "keys": [keys[i] for i in order],
+        "advantages": normal(count)[:, None] * mask,
         "mask": mask,
-        "logprobs": -normal(total, width).abs(),
-        "entropies": normal(total, width).abs(),
-        "sensitivity": 0.1 * normal(total, width),
-        "rewards": (normal(total) > 0).float(),
+        "logprobs": -normal(count, width).abs(),
+        "entropies": normal(count, width).abs(),
+        "sensitivity": 0.1 * normal(count, width),
+        "rewards": (normal(count) > 0).float(),
     }
     return Rows(**(values | changes))
 
 
 def test_the_same_batch_gives_the_decision_that_the_trl_adapter_gets():
-    rows = make_rows(padding=5)
-    real = ~rows.padding
-    prompt = torch.tensor([int(key[3 : key.index("_")]) for key in rows.keys[: int(real.sum())]])
+    rows = make_rows()
+    prompt = torch.tensor([int(key[3 : key.index("_")]) for key in rows.keys])
     plain = RolloutBatch(
         step=3,
-        advantages=rows.advantages[real, 0],
-        mask=rows.mask[real],
-        logprobs=rows.logprobs[real],
-        entropies=rows.entropies[real],
-        sensitivity=rows.sensitivity[real],
-        rewards=rows.rewards[real],
+        advantages=rows.advantages[:, 0],
+        mask=rows.mask,
+        logprobs=rows.logprobs,
+        entropies=rows.entropies,
+        sensitivity=rows.sensitivity,
+        rewards=rows.rewards,
         group=prompt,
         optimizer_steps=2,
     )
@@ -69,8 +64,7 @@ def test_the_same_batch_gives_the_decision_that_the_trl_adapter_gets():
             assert decision.metrics == pytest.approx(expected.metrics)
         assert 0 < int((expected.weights == 0).sum()) < len(expected.weights)
         trained = rollouts.advantages(rollouts.stats(), decision)
-        assert torch.allclose(trained[real], expected.advantages.float()[:, None] * rows.mask[real])
-        assert not trained[~real].any()
+        assert torch.allclose(trained, expected.advantages.float()[:, None] * rows.mask)
     for name in ("w_reinforce", "qae", "entropic_fork"):
         method, other = (get_method(name, 0.4) for _ in range(2))
         decision = method.decide(Trajectories(rows).stats(), StepInfo(3))
@@ -90,7 +84,6 @@ def test_a_batch_of_trls_trainer_gives_the_decision_that_trl_took():
         mask = batch["completion_mask"].bool()
         rows = Rows(
             keys=[f"prompt{row // 4}_{row % 4}_0" for row in range(count)],
-            padding=torch.zeros(count, dtype=torch.bool),
             advantages=batch["advantages"][:, None] * mask,
             mask=mask,
             logprobs=batch["signals"].logprobs,
@@ -115,7 +108,6 @@ def test_rows_of_one_session_share_its_fate():
     order = torch.tensor([place[key] for key in rows.keys])
     both = Rows(
         keys=[*rows.keys, *(key[:-1] + "1" for key in rows.keys)],
-        padding=torch.zeros(12, dtype=torch.bool),
         advantages=torch.cat(
             [rows.advantages, rows.advantages.sum(1, keepdim=True).sign() * again.mask[order]]
         ),
@@ -197,8 +189,8 @@ def test_what_cannot_be_read_is_named():
 
 
 def test_prompts_with_one_reward_have_no_advantage():
-    rows = make_rows(prompts=3, padding=2)
-    prompt = torch.tensor([int(key[3]) if key.startswith("uid") else -1 for key in rows.keys])
+    rows = make_rows(prompts=3)
+    prompt = torch.tensor([int(key[3]) for key in rows.keys])
     rewards = torch.where(prompt == 1, 0.1, rows.rewards)
     advantages = torch.where(prompt == 1, 0.11, 1.0)[:, None] * rows.mask
     settled = Trajectories(
@@ -208,7 +200,7 @@ def test_prompts_with_one_reward_have_no_advantage():
     assert bool(alike[1])
     assert not bool(alike.all())
     for row, p in enumerate(prompt.tolist()):
-        expected = torch.zeros(7) if p >= 0 and alike[p] else advantages[row]
+        expected = torch.zeros(7) if alike[p] else advantages[row]
         assert torch.equal(settled.rows.advantages[row], expected)
     decision = EntropyController(0.4).decide(settled.stats(), StepInfo(0))
     trained = settled.advantages(settled.stats(), decision)
@@ -221,7 +213,7 @@ def test_a_rollout_without_another_of_its_prompt_keeps_its_advantage():
 
 
 def test_a_mean_over_rows_weighs_the_tokens_of_short_rollouts_more():
-    rows = make_rows(padding=3)
+    rows = make_rows()
     assert Trajectories(rows).stats().token_weight is None
     stats = Trajectories(replace(rows, mean_of_rows=True)).stats()
     torch.testing.assert_close(stats.token_weight, 1 / stats.tokens)
