@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from entrocraft import schedules
 from entrocraft.effects import LEVELS, BatchMeans, rollout_effects
 from entrocraft.feedback import FeedbackSettings, Pressure, Situation, TargetError
+from entrocraft.feedback.guard import Guard
 from entrocraft.method import Decision, EntropyControlWarning, Method, measured_metrics, read_batch
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
 from entrocraft.selection import (
@@ -77,9 +79,10 @@ class EntropyController(Method):
         selection: how pressure becomes weights.
         remeasure: share of the prompts that are scored once more after an update, to know how far
             it moved the entropy; None takes all of them with the rule tilt, else none.
-        extra_pass: whether a trainer that scores a batch in its loss alone makes one pass more
-            before it, so that the batch's own rollouts set its pressure. Otherwise the batch before
-            sets it, and the loss's pass is the only one.
+        extra_pass: whether a trainer that does not score a batch before its update makes one pass
+            more to do so. Otherwise TRL decides inside its loss, under a pressure that the batch
+            before has set, and verl takes the log-probabilities of its rollout engine.
+        guard: bounds of the entropy beyond which the run stops or its updates pause.
         seed: of the controller's own generator; the global one is never touched.
 
     Raises:
@@ -96,6 +99,7 @@ class EntropyController(Method):
         selection: SelectionSettings | None = None,
         remeasure: float | None = None,
         extra_pass: bool = False,
+        guard: Guard | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(schedule)
@@ -117,9 +121,12 @@ class EntropyController(Method):
         if not (isinstance(remeasure, (int, float)) and 0 <= remeasure <= 1):
             raise ValueError(f"remeasure is a share of the prompts, 0 to 1, got {remeasure}")
         self.remeasure = float(remeasure)
-        self.sets_learning_rate = self.feedback_settings.learning_rate
+        self.guard = guard
+        pauses = guard is not None and guard.action == "pause"
+        self.sets_learning_rate = self.feedback_settings.learning_rate or pauses
         # the paper's rules compare the batch's own entropy with their band
         self.decides_in_parts = not (extra_pass or deadband)
+        self.extra_pass = extra_pass
         self.seed = int(seed)
         self.state = ControllerState(feedback=self.feedback.start())
 
@@ -278,7 +285,7 @@ class EntropyController(Method):
         metrics |= _outcome(Pressure(0.0), ones, stats.active)
         useful = int(stats.active.sum())
         decision = Decision(ones, ones.clone(), stats.advantages.clone(), metrics, useful)
-        return decision, replace(state, decisions=state.decisions + 1)
+        return self._guarded(decision, replace(state, decisions=state.decisions + 1))
 
     def _measure(self, state: ControllerState, stats: RolloutStats, step: StepInfo) -> _Batch:
         """Take the batch's measurement, and see what its rollouts could do."""
@@ -289,7 +296,8 @@ class EntropyController(Method):
         given = rule_input(stats, self._effect, state.scale, self.selection, means)
         given = replace(given, scale=_followed(state.scale, stats, given.effects))
         ones = replace(stats, advantages=torch.ones_like(stats.advantages))
-        unit = step.optimizer_steps * rollout_effects(ones, self._effect, means)
+        steps = step.optimizer_steps * step.relative_learning_rate
+        unit = steps * rollout_effects(ones, self._effect, means)
         response = Response(self.rule, given, unit, stats.tokens, self.feedback.limit)
         stderr = metrics.get("entropy/measured_stderr", math.inf)
         measured = metrics["entropy/measured"]
@@ -351,7 +359,7 @@ class EntropyController(Method):
             metrics["entropy/learning_rate_factor"] = factor
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         useful = int((active & (weights > 0)).sum())
-        monitor, texts = state.monitor.check(metrics, useful, self._remedies())
+        monitor, texts = state.monitor.check(metrics, useful, partial(self._remedies, batch.step))
         decision = Decision(
             weights,
             selection.probabilities,
@@ -369,7 +377,24 @@ class EntropyController(Method):
             monitor=monitor,
             learning_rate_factor=factor,
         )
-        return decision, after
+        return self._guarded(decision, after)
+
+    def _guarded(
+        self, decision: Decision, after: ControllerState
+    ) -> tuple[Decision, ControllerState]:
+        """Stop or pause where the entropy has been beyond the guard's bounds for long enough."""
+        if self.guard is None or after.initial is None:
+            return decision, after
+        found = self.guard.crossed(decision.metrics["entropy/measured"], after.initial)
+        beyond = 0 if found is None else after.beyond + 1
+        after = replace(after, beyond=beyond)
+        if beyond < self.guard.batches:
+            return decision, after
+        text = f"{found}, for {beyond} batches in a row"
+        if self.guard.action == "stop":
+            return replace(decision, stop=f"{text}; the guard stops the run"), after
+        warned = (*decision.warnings, f"{text}; the guard leaves out its update")
+        return replace(decision, learning_rate_factor=0.0, warnings=warned), after
 
     def post_update(self, change: float, stderr: float, trained: bool = True) -> None:
         """Take the measured change of the entropy by the last update; see `Method.post_update`."""
@@ -377,17 +402,27 @@ class EntropyController(Method):
             memory = memory.update_change(change, stderr, trained)
             self.state = replace(self.state, feedback=memory)
 
-    def _remedies(self) -> list[str]:
+    def _remedies(self, step: StepInfo, below: bool) -> list[str]:
         """What a user can change where rejection is at its limit."""
-        remedies = ["make it slower", "give more rollouts per batch", "raise the learning rate"]
+        rate = "" if step.learning_rate is None else f" (now {step.learning_rate:.2g})"
         if self.rule is not None and self.rule.deadband:
-            remedies.append("use rule='tilt'")
+            found = ["use rule='tilt'"]
         elif not self.selection.constant_reward_groups:
-            remedies.append(
+            found = [
                 "let all-correct and all-wrong groups join "
                 "(selection=SelectionSettings(constant_reward_groups=True))"
+            ]
+        else:
+            found = []
+        if not below:
+            return [f"raise the learning rate{rate}", "give the schedule more steps", *found]
+        lower = [f"lower the learning rate{rate}"]
+        if not self.feedback_settings.learning_rate:
+            lower.append(
+                "let the controller do so while it is needed "
+                "(feedback=FeedbackSettings(learning_rate=True))"
             )
-        return remedies
+        return [*lower, "ask for less entropy", *found]
 
     # State ------------------------------------------------------------------------------------
 

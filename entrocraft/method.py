@@ -63,6 +63,7 @@ class Decision:
         useful: rollouts that carry a gradient: kept, with tokens and an advantage not 0.
         settings: options of the trainer, by its own names, for the updates of this batch.
         learning_rate_factor: on the learning rate of the updates of this batch.
+        stop: why the run is to end after this batch; None: it goes on.
         extra: rollouts that the adapter is to add to this batch.
         warnings: texts that the user is to see.
     """
@@ -75,6 +76,7 @@ class Decision:
     settings: dict[str, float] = field(default_factory=dict)
     extra: ExtraRollouts | None = None
     learning_rate_factor: float = 1.0
+    stop: str | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -131,6 +133,8 @@ class Method:
         memory: names, without their underscore, of the numbers that a resumed run needs.
         sets_learning_rate: whether a decision may have a `learning_rate_factor` other than 1.
         decides_in_parts: whether `begin`, `decide_part` and `finish` can stand in for `decide`.
+        extra_pass: whether a batch that the trainer does not score before its update is scored in
+            a pass of its own all the same.
         remeasure: share of the prompts, in [0, 1], that the adapter scores once more after the
             batch's last update and reports to `post_update`.
         hosted: whether the method has been in a trainer before.
@@ -149,6 +153,7 @@ class Method:
     memory: ClassVar[tuple[str, ...]] = ()
     sets_learning_rate = False
     decides_in_parts = False
+    extra_pass = False
     remeasure = 0.0  # not annotated, and so no arguments of the constructor
     hosted = False
     seed = 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from entrocraft import methods
 from entrocraft.controller import EntropyController
-from entrocraft.feedback import FeedbackSettings
+from entrocraft.feedback import FeedbackSettings, Guard
 from entrocraft.method import Method
 from entrocraft.selection import RULES, SelectionSettings
 
@@ -31,6 +31,7 @@ class ControlSettings:
             takes all with the rule tilt, else none.
         extra_pass: whether a trainer that scores a batch in its loss alone makes one pass more
             before it, so that the batch's own rollouts set its pressure.
+        guard: bounds of the entropy beyond which the run stops or its updates pause.
     """
 
     rule: str | None = "tilt"
@@ -41,6 +42,7 @@ class ControlSettings:
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     remeasure: float | None = None
     extra_pass: bool = False
+    guard: Guard | None = None
 
     def build(self, seed: int) -> Method:
         """Make the method; with rule null it observes and rejects nothing.
@@ -62,12 +64,13 @@ class ControlSettings:
                 selection=self.selection,
                 remeasure=self.remeasure,
                 extra_pass=self.extra_pass,
+                guard=self.guard,
                 seed=seed,
             )
         if self.rule not in methods.METHODS:
             names = ", ".join([*RULES, *methods.METHODS])
             raise ValueError(f"unknown rule {self.rule!r}; choose null or one of {names}")
-        for name in ("effect", "feedback", "selection", "remeasure", "extra_pass"):
+        for name in ("effect", "feedback", "selection", "remeasure", "extra_pass", "guard"):
             if getattr(self, name) != getattr(ControlSettings(), name):
                 raise ValueError(
                     f"control.{name} is {getattr(self, name)!r}; the method {self.rule!r} does not "
@@ -88,7 +91,11 @@ def settings_from_mapping(keys: Mapping[str, Any]) -> ControlSettings:
         ValueError: an unknown key, or a value of the wrong type; the message names it.
     """
     values: dict[str, Any] = {"schedule": None, **keys}
-    for name, kind in (("feedback", FeedbackSettings), ("selection", SelectionSettings)):
+    for name, kind in (
+        ("feedback", FeedbackSettings),
+        ("selection", SelectionSettings),
+        ("guard", Guard),
+    ):
         if name in values:
             values[name] = _section(kind, name, values[name])
     return _section(ControlSettings, "control", values)

@@ -40,6 +40,7 @@ class ControllerState:
         feedback: memory of the feedback: an `EntropyFilter`, or None if it has none.
         monitor: what the saturation monitor has seen and said.
         learning_rate_factor: of the latest decision.
+        beyond: batches in a row beyond the guard's bounds.
         last: the latest batch; None where each batch is scored before it is decided on.
     """
 
@@ -49,6 +50,7 @@ class ControllerState:
     feedback: Any = None
     monitor: SaturationMonitor = field(default_factory=SaturationMonitor)
     learning_rate_factor: float = 1.0
+    beyond: int = 0
     last: LastBatch | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class ControllerState:
             "feedback": {} if self.feedback is None else self.feedback.state_dict(),
             "monitor": {**asdict(self.monitor), "warned": list(self.monitor.warned)},
             "learning_rate_factor": self.learning_rate_factor,
+            "beyond": self.beyond,
             "last": last
             and {
                 "measured": last.measured,
@@ -90,7 +93,9 @@ class ControllerState:
             )
         decisions, monitor, last = int(state["decisions"]), state["monitor"], state.get("last")
         in_a_row, warned = int(monitor["saturated_in_a_row"]), monitor["warned"]
-        if decisions < 0 or not isinstance(warned, (list, tuple)):
+        gap = float(finite(monitor.get("gap", 0.0), ()))
+        beyond = int(state.get("beyond", 0))
+        if decisions < 0 or beyond < 0 or not isinstance(warned, (list, tuple)):
             raise ValueError(f"{decisions} decisions and warnings {warned!r}")
         if last is not None:
             size = float(finite(last["size"], ()))
@@ -102,7 +107,8 @@ class ControllerState:
             initial,
             scale,
             EntropyFilter.from_state_dict(state["feedback"]) if remembers else None,
-            SaturationMonitor(in_a_row, tuple(map(str, warned))),
+            SaturationMonitor(in_a_row, gap, tuple(map(str, warned))),
             factor,
+            beyond,
             last,
         )

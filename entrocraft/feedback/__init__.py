@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from entrocraft.feedback.deadband import Deadband
+from entrocraft.feedback.guard import Guard
 from entrocraft.feedback.planner import Planner
 from entrocraft.feedback.situation import Pressure, Situation
 from entrocraft.feedback.target import Target, TargetError
@@ -13,6 +14,7 @@ from entrocraft.feedback.target import Target, TargetError
 __all__ = [
     "Deadband",
     "FeedbackSettings",
+    "Guard",
     "Planner",
     "Pressure",
     "Situation",

@@ -2,45 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 __all__ = ["SaturationMonitor"]
 
-_SATURATED_BEFORE_WARNING = 20
+_BEFORE_WARNING, _BEFORE_SECOND = 10, 40  # saturated batches in a row
+_MISSED = 0.02  # of the target: a mean distance that is worth a warning
 
 
 @dataclass(frozen=True)
 class SaturationMonitor:
-    """Watches decisions; each warning is given once in a run, `warned` has their topics."""
+    """Watches decisions; each warning is given once in a run, `warned` has their topics.
+
+    Attributes:
+        saturated_in_a_row: batches at the limit until now; negative where entropy was to fall.
+        gap: mean of measured minus target over these batches, nats per token.
+        warned: topics of the warnings given.
+    """
 
     saturated_in_a_row: int = 0
+    gap: float = 0.0
     warned: tuple[str, ...] = ()
 
     def check(
-        self, metrics: dict[str, float], useful: int, remedies: Sequence[str]
+        self,
+        metrics: dict[str, float],
+        useful: int,
+        remedies: Callable[[bool], Sequence[str]],
     ) -> tuple[SaturationMonitor, tuple[str, ...]]:
-        """Look at one decision: its logged numbers, and how many of its rollouts carry a gradient.
+        """Look at one decision.
+
+        Args:
+            metrics: what it logs.
+            useful: how many of its rollouts carry a gradient.
+            remedies: whether the entropy is below its target -> what a user can change.
 
         Returns:
-            The monitor after it, and the texts of new warnings, which name the remedies.
+            The monitor after it, and the texts of new warnings.
         """
-        in_a_row = self.saturated_in_a_row + 1 if metrics["entropy/saturated"] > 0 else 0
-        found = {}
-        if in_a_row >= _SATURATED_BEFORE_WARNING:
-            found["saturated"] = (
-                f"entropy control has been saturated for {in_a_row} batches: target "
-                f"{metrics['entropy/target']:.3f}, measured {metrics['entropy/measured']:.3f} nats "
-                f"per token, keeping {metrics['entropy/kept_fraction']:.0%} of the rollouts. The "
-                "schedule asks for more than rejection can do: "
-                f"{', '.join(remedies[:-1])} or {remedies[-1]}"
-            )
+        found, row, gap = {}, 0, 0.0
+        if metrics["entropy/saturated"] > 0:
+            measured, target = metrics["entropy/measured"], metrics["entropy/target"]
+            sign = 1 if metrics["entropy/pressure"] > 0 else -1
+            row = sign + (self.saturated_in_a_row if self.saturated_in_a_row * sign > 0 else 0)
+            gap = (0.0 if abs(row) == 1 else self.gap) * (1 - 1 / abs(row))
+            gap += (measured - target) / abs(row)
+            below, missed = row > 0, -gap * sign >= _MISSED * target
+            side = "below" if below else "above"
+            if abs(row) >= _BEFORE_WARNING and missed:
+                *others, last = remedies(below)
+                found["saturated"] = (
+                    f"entropy has been {side} its schedule for {abs(row)} batches with rejection "
+                    f"at its limit: target {target:.3f}, measured {measured:.3f} nats per token, "
+                    f"keeping {metrics['entropy/kept_fraction']:.0%} of the rollouts. Rejection "
+                    f"alone cannot do more: {', '.join(others)}{' or ' if others else ''}{last}"
+                )
+            if abs(row) >= _BEFORE_SECOND and missed:
+                found["missed"] = (
+                    f"the schedule is being missed: over the last {abs(row)} batches entropy was "
+                    f"{abs(gap):.3f} nats per token {side} it on average, {abs(gap) / target:.0%} "
+                    "of the target"
+                )
         if useful == 0:
             found["empty"] = (
                 "no rollout with a non-zero advantage is left in a batch (logged as "
-                "entropy/empty); its update carries no policy gradient, the optimizer still moves "
-                "by momentum and weight decay"
+                "entropy/empty): the rollouts of each prompt had one reward, or were rejected. Its "
+                "update carries no policy gradient, the optimizer still moves by momentum and "
+                "weight decay. If it stays so, look at the reward, or at how hard the task is"
             )
         new = {topic: text for topic, text in found.items() if topic not in self.warned}
         warned = tuple(sorted({*self.warned, *new}))
-        return SaturationMonitor(in_a_row, warned), tuple(new.values())
+        return SaturationMonitor(row, gap, warned), tuple(new.values())

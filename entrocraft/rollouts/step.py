@@ -19,6 +19,8 @@ class StepInfo:
         optimizer_steps: that the batch is used for; a fraction where several batches make one.
         momentum: factor by which the pending change in the optimizer shrinks from step to step
             (Adam's beta1, SGD's momentum); None if it is not known: then 0.9 is taken.
+        learning_rate: of these steps; None if it is not known.
+        relative_learning_rate: the same as a share of the run's largest; effects shrink with it.
 
     Raises:
         ValueError: a number out of range; the message names it.
@@ -27,6 +29,8 @@ class StepInfo:
     step: int
     optimizer_steps: float = 1
     momentum: float | None = None
+    learning_rate: float | None = None
+    relative_learning_rate: float = 1.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.step) and self.step >= 0):
@@ -38,6 +42,10 @@ class StepInfo:
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise ValueError(
                 f"momentum must be in [0, 1), got {self.momentum}; None if it is not known"
+            )
+        if not 0 <= self.relative_learning_rate <= 1:
+            raise ValueError(
+                f"relative_learning_rate must be in [0, 1], got {self.relative_learning_rate}"
             )
 
     @property

@@ -198,7 +198,12 @@ class GenerationBatch(Adapter):
             self.signals = signals
         micro_batches = trainer.args.steps_per_generation * trainer.num_iterations
         steps = micro_batches / trainer.args.gradient_accumulation_steps
-        self._step = StepInfo(trainer.state.global_step, steps, _momentum(trainer.optimizer))
+        self._step = StepInfo(
+            trainer.state.global_step,
+            steps,
+            _momentum(trainer.optimizer),
+            *_learning_rates(trainer.optimizer),
+        )
 
     def step_info(self) -> StepInfo:
         return self._step
@@ -331,3 +336,15 @@ def _momentum(optimizer: Any) -> float | None:
     if isinstance(optimizer, torch.optim.SGD):
         return max(float(group["momentum"]) for group in optimizer.param_groups)
     return None
+
+
+def _learning_rates(optimizer: Any) -> tuple[float | None, float]:
+    """Learning rate of the first group, and its share of the one that the scheduler started from.
+
+    The rate before the scheduler has set one, and that of a first step at 0, count in full.
+    """
+    if optimizer is None:
+        return None, 1.0
+    group = innermost_optimizer(optimizer).param_groups[0]
+    rate, largest = float(group["lr"]), float(group.get("initial_lr", group["lr"]))
+    return rate, min(rate / largest, 1.0) if rate > 0 and largest > 0 else 1.0

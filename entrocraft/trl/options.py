@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from importlib.metadata import version
@@ -10,9 +11,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainingArguments
 
-from entrocraft.method import Method
+from entrocraft.method import EntropyControlWarning, Method
 
-__all__ = ["LearningRateFactor", "apply_settings", "check_loss", "with_options"]
+__all__ = ["DecisionCallback", "apply_settings", "check_loss", "with_options"]
 
 
 def with_options(
@@ -78,10 +79,11 @@ def apply_settings(trainer: Any, settings: Mapping[str, Any]) -> None:
                 setattr(owner, name, value)
 
 
-class LearningRateFactor(TrainerCallback):
-    """Multiplies the learning rate of a step by the latest decision's factor.
+class DecisionCallback(TrainerCallback):
+    """Does what a decision asks of the optimizer and the run.
 
-    The trainer's scheduler sees none of it.
+    A step's learning rate is multiplied by the latest decision's factor, which the trainer's
+    scheduler does not see, and a run that is to stop ends after the step.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -99,3 +101,10 @@ class LearningRateFactor(TrainerCallback):
         """Put it back."""
         for group, rate in zip(self._trainer.optimizer.param_groups, self._scheduled, strict=True):
             group["lr"] = rate
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the run, if it is to stop; a checkpoint is written."""
+        decision = self._trainer.last_decision
+        if decision is not None and decision.stop is not None:
+            warnings.warn(decision.stop, EntropyControlWarning, stacklevel=2)
+            control.should_training_stop = control.should_save = True

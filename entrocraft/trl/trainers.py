@@ -20,7 +20,7 @@ from entrocraft.trl.adapter import GenerationBatch, Remeasuring, SignalRecorder
 from entrocraft.trl.checkpoint import EntropyControlState
 from entrocraft.trl.extra import join_extra_rollouts
 from entrocraft.trl.in_loss import LossDecision
-from entrocraft.trl.options import LearningRateFactor, apply_settings, check_loss, with_options
+from entrocraft.trl.options import DecisionCallback, apply_settings, check_loss, with_options
 from entrocraft.trl.tokens import TokenHook
 
 _Trainer: Any = object  # for the type checker: the mixin's next class is one of TRL's trainers
@@ -79,8 +79,7 @@ class EntropyControlMixin(_Trainer):
         if method.remeasure:
             self._remeasuring = Remeasuring()
             self.add_callback(self._remeasuring)
-        if method.sets_learning_rate:
-            self.add_callback(LearningRateFactor(self))
+        self.add_callback(DecisionCallback(self))
         if method.token_scope or method.uses_bonus:
             self._tokens = TokenHook(self, method)
         if method.decides_in_parts and LossDecision.possible(self):
