@@ -29,8 +29,8 @@ class ControlSettings:
         selection: how pressure becomes weights.
         remeasure: share of the prompts, 0 to 1, that are scored once more after an update; null
             takes all with the rule tilt, else none.
-        extra_pass: whether a trainer that scores a batch in its loss alone makes one pass more
-            before it, so that the batch's own rollouts set its pressure.
+        extra_pass: whether a trainer that does not score a batch before its update makes one pass
+            more to do so.
         guard: bounds of the entropy beyond which the run stops or its updates pause.
     """
 
@@ -91,12 +91,9 @@ def settings_from_mapping(keys: Mapping[str, Any]) -> ControlSettings:
         ValueError: an unknown key, or a value of the wrong type; the message names it.
     """
     values: dict[str, Any] = {"schedule": None, **keys}
-    for name, kind in (
-        ("feedback", FeedbackSettings),
-        ("selection", SelectionSettings),
-        ("guard", Guard),
-    ):
-        if name in values:
+    sections = {"feedback": FeedbackSettings, "selection": SelectionSettings, "guard": Guard}
+    for name, kind in sections.items():
+        if values.get(name) is not None:
             values[name] = _section(kind, name, values[name])
     return _section(ControlSettings, "control", values)
 

@@ -64,7 +64,9 @@ def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
         ValueError: a setting or a batch that cannot be controlled.
     """
     batch = RolloutData(args, rollout_data, _method(args))
-    run_decision(batch)
+    decision = run_decision(batch)
+    if decision is not None and decision.stop is not None:
+        raise RuntimeError(f"{decision.stop}; go on from the last checkpoint")
     _state["steps"] += batch.step_info().optimizer_steps
     if batch.processes.index == 0 and getattr(args, "save", None):
         folder = Path(args.save)
@@ -192,6 +194,11 @@ def _method(args: Any) -> Method:
         raise ValueError(
             f"{VARIABLE}.rule is {method.name!r}, which works inside the trainer's loss or on its "
             "options; in slime choose tilt, sign, switch or a baseline that works on advantages"
+        )
+    if method.sets_learning_rate:
+        raise ValueError(
+            f"{VARIABLE} asks for changes of the learning rate between batches (feedback."
+            "learning_rate, guard.action=pause), which slime does not take; leave them out"
         )
     if method.remeasure:
         raise ValueError(

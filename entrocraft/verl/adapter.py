@@ -37,6 +37,8 @@ class TrainingBatch(Adapter):
         metrics: of verl's training step.
         step, optimizer_steps: see `StepInfo`.
         measured: what `measure` found before the update; None reads what verl's own pass left.
+        unscored: whether there was no pass; then the entropy is estimated from the rollout
+            engine's log-probabilities.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class TrainingBatch(Adapter):
         step: int,
         optimizer_steps: float,
         measured: dict[str, Tensor] | None,
+        unscored: bool = False,
     ) -> None:
         self.method = trainer.entropy_control
         self.processes = Processes()  # verl's driver sees all rollouts
@@ -54,7 +57,7 @@ class TrainingBatch(Adapter):
         self._trainer, self._metrics = trainer, metrics
         momentum = OmegaConf.select(trainer.config, "actor_rollout_ref.actor.optim.betas[0]")
         self._step = StepInfo(step, optimizer_steps, momentum)
-        self._rollouts = Trajectories(self._read(measured))
+        self._rollouts = Trajectories(self._read(measured, unscored))
         algorithm = trainer.config.algorithm
         # but for grpo verl gives each row of a rollout a reward and an advantage of its own
         single = len(self._rollouts) == len(self._real)
@@ -62,17 +65,19 @@ class TrainingBatch(Adapter):
         if own_baseline and (single or algorithm.adv_estimator == "grpo"):
             self._rollouts = self._rollouts.without_rounding_noise()
 
-    def _read(self, measured: dict[str, Tensor] | None) -> Rows:
+    def _read(self, measured: dict[str, Tensor] | None, unscored: bool) -> Rows:
         """Read the batch; rows that only fill it up are left out."""
         names = ["advantages", "response_mask", "rm_scores"]
         if measured is None:
-            names += ["old_log_probs", "entropy"]
+            names += ["old_log_probs"] if unscored else ["old_log_probs", "entropy"]
             names += [SENSITIVITY] if self.method.effect in TOKEN_LEVELS else []
         data = _fetch(self.batch, names)
         _demand(data, names)
         self._nested_mask = mask = data["response_mask"]  # gives rows their lengths
         if measured is None:
-            measured = {"logprobs": data["old_log_probs"], "entropies": data["entropy"]}
+            logprobs = data["old_log_probs"]
+            entropies = -logprobs if unscored else data["entropy"]
+            measured = {"logprobs": logprobs, "entropies": entropies}
             if SENSITIVITY in names:
                 measured["sensitivity"] = response_from_nested(data[SENSITIVITY], mask)
         actor = self._trainer.config.actor_rollout_ref.actor

@@ -42,4 +42,9 @@ def method_of(config: DictConfig) -> Method:
             "verl set verl's own (actor.policy_loss.loss_mode, actor.clip_ratio_high, "
             "actor.entropy_coeff), or choose a method that works on advantages"
         )
+    if method.sets_learning_rate:
+        raise ValueError(
+            "feedback.learning_rate and guard.action=pause change the learning rate between "
+            "batches, which verl's workers do not take; leave them out, or set actor.optim.lr lower"
+        )
     return method

@@ -55,6 +55,7 @@ class EntropyControlMixin(_Trainer):
         self._optimizer_steps = 0.0
         self._before: TrainingBatch | None = None
         self._measured: dict[str, Tensor] | None = None
+        self._unscored = False
         with open_dict(config):
             # verl compares the mode with its own names, and looks up settings by it
             config.trainer.v1.trainer_mode = self.mode
@@ -87,8 +88,11 @@ class EntropyControlMixin(_Trainer):
             batch.extra_info[FLAG] = True
         batch = super()._compute_old_log_prob(batch, metrics)
         batch.extra_info.pop(FLAG, None)
-        # in bypass mode verl makes no pass; the old log-probabilities stay those of the rollouts
-        self._measured = measure(self, batch, sensitivity) if bypass else None
+        # in bypass mode verl makes no pass: the old log-probabilities are those of the rollouts
+        method = self.entropy_control
+        pass_needed = sensitivity or method.extra_pass or method.token_scope is not None
+        self._measured = measure(self, batch, sensitivity) if bypass and pass_needed else None
+        self._unscored = bypass and not pass_needed
         return batch
 
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
@@ -97,10 +101,14 @@ class EntropyControlMixin(_Trainer):
         if self.config.trainer.critic_warmup > self.global_steps:
             return batch  # the actor is not updated yet
         step = round(self._optimizer_steps), self._steps_of(batch)
-        decided = TrainingBatch(self, batch, metrics, *step, measured=self._measured)
+        decided = TrainingBatch(
+            self, batch, metrics, *step, measured=self._measured, unscored=self._unscored
+        )
         if (decision := run_decision(decided)) is not None:
+            if decision.stop is not None:
+                raise RuntimeError(f"{decision.stop}; go on from the last checkpoint")
             self.last_decision = decision
-            self._before = decided
+            self._before = None if self._unscored else decided
             batch = decided.batch
         return batch
 
