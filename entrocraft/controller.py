@@ -165,7 +165,7 @@ class EntropyController(Method):
         batch = self._measure(state, stats, step)
         chosen = self._choose(batch)
         selection, _ = batch.response.select(chosen.pressure.value)
-        weights = self._draw(state, selection, batch.response.given.effects)
+        weights = self._draw(state, selection, batch.response.order)
         return self._conclude(batch, chosen, selection, weights)
 
     def choose_pressure(
@@ -247,7 +247,8 @@ class EntropyController(Method):
             return torch.ones(len(stats), dtype=torch.float64), stats.advantages
         given = rule_input(stats, self._effect, chosen.scale, self.selection, chosen.means)
         selection = self.rule.select(given, chosen.pressure.value)
-        weights = self._draw(self.state, selection, given.effects, number)
+        order = torch.argsort(given.effects, stable=True)
+        weights = self._draw(self.state, selection, order, number)
         return weights, selection.advantages * weights
 
     def finish(
@@ -327,14 +328,16 @@ class EntropyController(Method):
         return self.feedback.plan(memory, Situation(measured, ahead, step, curve))
 
     def _draw(
-        self, state: ControllerState, selection: Selection, effects: Tensor, part: int = 0
+        self, state: ControllerState, selection: Selection, order: Tensor, part: int = 0
     ) -> Tensor:
-        """Draw the rollouts that are kept: (B,) float64, 0 or 1."""
+        """Draw the rollouts that are kept: (B,) float64, 0 or 1.
+
+        In the `order` of their effects the draw is balanced in every range of effects: its sum
+        stays on plan.
+        """
         seed = self.seed * 1_000_003 + state.decisions + part * 7_368_787
         generator = torch.Generator().manual_seed(seed % 2**63)
         uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
-        # ordered by effect, the draw is balanced in every range of effects: its sum stays on plan
-        order = torch.argsort(effects, stable=True)
         return systematic_draw(selection.probabilities, uniform, order).double()
 
     def _conclude(

@@ -33,7 +33,7 @@ class SelectionSettings:
         ValueError: a setting out of range.
     """
 
-    floor: float = 0.02
+    floor: float = 0.0
     constant_reward_groups: bool = False
 
     def __post_init__(self) -> None:
@@ -106,12 +106,12 @@ def tilt(effects: Tensor, rate: float) -> Tensor:
 class Tilt(Rule):
     """Keep rollout j with probability ``exp(-|pressure| c_j / scale)``; see `tilt`. The default.
 
-    No active rollout's probability falls below `floor`: a rare rollout with a large effect, such as
-    the only success of a batch, is never locked out for good. Joining rollouts that push the wanted
+    No active rollout's probability falls below `floor`. Above 0, a rare rollout with a large effect
+    is never locked out for good, and the pressure can do less. Joining rollouts that push the wanted
     way are admitted with probability ``1 - exp(-|pressure| |effect| / scale)``, the others never.
     """
 
-    floor: float = 0.02
+    floor: float = 0.0
     name = "tilt"
     effect = "sampled"
     deadband = False
