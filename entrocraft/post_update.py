@@ -18,7 +18,13 @@ from torch import Tensor
 from entrocraft.method import Method
 from entrocraft.rollouts.batch import clustered_stderr
 
-__all__ = ["change_stats", "choose_prompts", "post_update_change", "report_change"]
+__all__ = [
+    "change_stats",
+    "choose_prompts",
+    "post_update_change",
+    "report_change",
+    "report_running_change",
+]
 
 _LARGEST_LOG_RATIO = 2.0
 _FEWEST_PROMPTS = 6
@@ -80,6 +86,36 @@ def post_update_change(stats: Tensor, group: Tensor | None = None) -> tuple[floa
     # linearized: what each rollout adds to the difference of the two ratios
     parts = (after - new * weights) / weights.sum() - (before - old * tokens) / tokens.sum()
     return new - old, clustered_stderr(parts, tokens > 0, group)
+
+
+def report_running_change(
+    method: Method, stats: Tensor, done: Tensor, group: Tensor
+) -> dict[str, float]:
+    """The same from rollouts that were scored while the batch was used, before their own update.
+
+    A change in proportion to the share of the updates that is done is fitted to all of them, each
+    share with its standard error, and reported for the whole.
+
+    Args:
+        method: that decided on the batch.
+        stats: (B, 4) of `change_stats`, of all processes.
+        done: (B,), share of the batch's updates done before, above 0.
+        group: (B,), an integer for each prompt.
+    """
+    weight = fitted = 0.0
+    for share in torch.unique(done).tolist():
+        rows = done == share
+        if float(stats[rows, 0].sum()) > 0:
+            change, stderr = post_update_change(stats[rows], group[rows])
+            if 0 < stderr < math.inf:
+                weight += (share / stderr) ** 2
+                fitted += share * change / stderr**2
+    if weight == 0:
+        return {}
+    change, stderr = fitted / weight, weight**-0.5
+    method.post_update(change, stderr, trained=False)
+    key = "entropy/post_update_change"
+    return {key: change, f"{key}_stderr": stderr}
 
 
 def report_change(

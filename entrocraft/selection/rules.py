@@ -106,9 +106,10 @@ def tilt(effects: Tensor, rate: float) -> Tensor:
 class Tilt(Rule):
     """Keep rollout j with probability ``exp(-|pressure| c_j / scale)``; see `tilt`. The default.
 
-    No active rollout's probability falls below `floor`. Above 0, a rare rollout with a large effect
-    is never locked out for good, and the pressure can do less. Joining rollouts that push the wanted
-    way are admitted with probability ``1 - exp(-|pressure| |effect| / scale)``, the others never.
+    No active rollout's probability falls below `floor`: above 0, a rare rollout with a large effect
+    is never locked out for good, and the pressure can do less. Joining rollouts that push the
+    wanted way are admitted with probability ``1 - exp(-|pressure| |effect| / scale)``, the others
+    never.
     """
 
     floor: float = 0.0

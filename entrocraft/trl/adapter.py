@@ -17,9 +17,8 @@ import torch
 import trl
 from accelerate.utils import broadcast, gather
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
-from entrocraft.adapter import Adapter, Processes, ScoredTokens, run_remeasure
+from entrocraft.adapter import Adapter, Processes, ScoredTokens
 from entrocraft.effects import TOKEN_LEVELS
 from entrocraft.method import Decision
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
@@ -29,7 +28,6 @@ from entrocraft.trl.head import has_dropout, pass_with_sensitivity
 __all__ = [
     "AcceleratorProcesses",
     "GenerationBatch",
-    "Remeasuring",
     "SignalRecorder",
     "Signals",
     "innermost_optimizer",
@@ -283,41 +281,12 @@ class GenerationBatch(Adapter):
         signals = self._recorder.ask(part, sensitivity=False)
         return signals.logprobs, signals.entropies
 
-    def remeasure(self) -> None:
-        """Score a share of the prompts once more, after the batch's last update."""
+    def before(self) -> ScoredTokens:
+        """This process's rollouts under the policy before the update."""
         count, size = len(self.mask), self._trainer.num_generations
         prompts = (self.processes.index * count + torch.arange(count)) // size
         logprobs, entropies = self.signals.logprobs, self.signals.entropies
-        before = ScoredTokens(self.mask, logprobs, entropies, prompts, spread=count % size != 0)
-        run_remeasure(self, before, self.output["advantages"])
-
-
-class Remeasuring(TrainerCallback):
-    """Measures how far each batch moved the entropy, once its last optimizer step is done.
-
-    That is before a checkpoint is written, so that a resumed run knows what the uninterrupted one
-    knew. Where several generation batches make one step, or one ends within a step, nothing is
-    measured.
-    """
-
-    def __init__(self) -> None:
-        self._batch: GenerationBatch | None = None
-
-    def remember(self, batch: GenerationBatch) -> None:
-        """Take a batch that is about to be trained on."""
-        self._batch = None
-        if float(batch.step_info().optimizer_steps).is_integer():
-            # the batch's own dictionary is cut into micro-batches from here on
-            batch.output = dict(batch.output)
-            self._batch = batch
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        batch = self._batch
-        if batch is not None:
-            step = batch.step_info()
-            if state.global_step >= step.step + step.optimizer_steps:
-                self._batch = None
-                batch.remeasure()
+        return ScoredTokens(self.mask, logprobs, entropies, prompts, spread=count % size != 0)
 
 
 def response_mask(rollouts: dict[str, Any]) -> Tensor:

@@ -20,12 +20,66 @@ from entrocraft.rollouts import RolloutStats
 from entrocraft.trl.adapter import GenerationBatch, Signals
 from entrocraft.trl.head import has_dropout
 
-__all__ = ["LossDecision"]
+__all__ = ["ROW", "LossDecision", "LossHook"]
 
-_ROW = "entrocraft_row"
+ROW = "entrocraft_row"
 
 
-class LossDecision:
+class LossHook:
+    """Comes between TRL's scoring of a micro-batch and its loss, which reads advantages after it.
+
+    Subclasses say in `waits_for` which micro-batches they want, and in `forward` what they do.
+
+    Attributes:
+        required: whether a loss that does not score by TRL's method is an error.
+    """
+
+    required = True
+
+    def __init__(self) -> None:
+        self._inputs: dict[str, Any] | None = None
+
+    def waits_for(self, inputs: dict[str, Any]) -> bool:
+        """Whether this is wanted in the loss of these rollouts."""
+        raise NotImplementedError
+
+    def forward(self, score: Callable[[], tuple[Any, Tensor | None]]) -> Any:
+        """TRL's log-prob pass inside the loss.
+
+        Args:
+            score: makes the pass; returns what TRL expects and the tokens' sensitivity.
+        """
+        raise NotImplementedError
+
+    def loss(self, compute: Callable[..., Tensor], model: Any, inputs: dict[str, Any]) -> Tensor:
+        """TRL's loss `compute(model, inputs)` with this in it."""
+        # a copy: with several iterations TRL comes back to the same dictionary
+        self._inputs = dict(inputs)
+        try:
+            loss = compute(model, self._inputs)
+            scored = self._inputs is None
+        finally:
+            self._inputs = None
+        if self.required and not scored:
+            raise RuntimeError(
+                "the loss of this trainer does not score tokens by TRL's own method, so nothing "
+                "could be decided inside it; give EntropyController(..., extra_pass=True)"
+            )
+        return loss
+
+    @property
+    def inside(self) -> bool:
+        """Whether TRL is computing a loss now and has not asked for log-probabilities yet."""
+        return self._inputs is not None
+
+    def take(self) -> dict[str, Any]:
+        """The rollouts that TRL's loss is about to read, once."""
+        inputs, self._inputs = self._inputs, None
+        assert inputs is not None, "TRL is computing a loss"
+        return inputs
+
+
+class LossDecision(LossHook):
     """Decides on a generation batch micro-batch by micro-batch, inside TRL's loss.
 
     Args:
@@ -34,9 +88,9 @@ class LossDecision:
     """
 
     def __init__(self, finished: Callable[[GenerationBatch, Decision | None], None]) -> None:
+        super().__init__()
         self._finished = finished
         self._batch: GenerationBatch | None = None
-        self._inputs: dict[str, Any] | None = None
         self._error: ValueError | None = None
 
     @staticmethod
@@ -52,7 +106,7 @@ class LossDecision:
     def begin(self, batch: GenerationBatch) -> None:
         """Take a batch that was not scored; what TRL cuts up next is its `output`."""
         batch.output["advantages"] = batch.exact_advantages()
-        batch.output[_ROW] = torch.arange(len(batch.mask), device=batch.mask.device)
+        batch.output[ROW] = torch.arange(len(batch.mask), device=batch.mask.device)
         # a copy: TRL empties the dictionary that it cuts up
         batch.output = dict(batch.output)
         self._batch = batch
@@ -62,42 +116,16 @@ class LossDecision:
         self._parts: list[tuple[Tensor, RolloutStats, Tensor]] = []
         self._seen, self._error = 0, None
 
-    def loss(self, compute: Callable[..., Tensor], model: Any, inputs: dict[str, Any]) -> Tensor:
-        """TRL's loss `compute(model, inputs)` on rollouts that are decided on within it."""
-        self._inputs = dict(inputs)
-        try:
-            loss = compute(model, self._inputs)
-            scored = self._inputs is None
-        finally:
-            self._inputs = None
-        if not scored:
-            raise RuntimeError(
-                "the loss of this trainer does not score tokens by TRL's own method, so nothing "
-                "could be decided inside it; give EntropyController(..., extra_pass=True)"
-            )
-        return loss
-
-    @property
-    def inside(self) -> bool:
-        """Whether TRL is computing a loss now and has not asked for log-probabilities yet."""
-        return self._inputs is not None
-
     def waits_for(self, inputs: dict[str, Any]) -> bool:
         """Whether these are rollouts of a batch that is being decided on."""
-        return self._batch is not None and _ROW in inputs
+        return self._batch is not None and ROW in inputs
 
     def forward(self, score: Callable[[], tuple[Any, Tensor | None]]) -> Any:
-        """TRL's log-prob pass inside the loss; puts advantages where it will read them.
-
-        Args:
-            score: makes the pass; returns what TRL expects and the tokens' sensitivity.
-        """
-        inputs, self._inputs = self._inputs, None
-        batch = self._batch
-        assert inputs is not None, "TRL is computing a loss"
-        assert batch is not None, "it is that of a batch"
+        """Put advantages where TRL's loss will read them."""
+        inputs, batch = self.take(), self._batch
+        assert batch is not None, "waits_for has said so"
         out, sensitivity = score()
-        rows, given = inputs[_ROW], inputs["advantages"]
+        rows, given = inputs[ROW], inputs["advantages"]
         now = Signals(out[0].detach(), out[1].detach(), sensitivity)
         width = now.logprobs.shape[1]
         batch.signals.logprobs[rows, :width] = now.logprobs.float()

@@ -16,11 +16,12 @@ from entrocraft.controller import EntropyController
 from entrocraft.method import Decision, EntropyControlWarning, Method
 from entrocraft.methods import METHODS, get_method
 from entrocraft.selection import RULES
-from entrocraft.trl.adapter import GenerationBatch, Remeasuring, SignalRecorder
+from entrocraft.trl.adapter import GenerationBatch, SignalRecorder
 from entrocraft.trl.checkpoint import EntropyControlState
 from entrocraft.trl.extra import join_extra_rollouts
-from entrocraft.trl.in_loss import LossDecision
+from entrocraft.trl.in_loss import LossDecision, LossHook
 from entrocraft.trl.options import DecisionCallback, apply_settings, check_loss, with_options
+from entrocraft.trl.remeasuring import Remeasuring, RunningChange
 from entrocraft.trl.tokens import TokenHook
 
 _Trainer: Any = object  # for the type checker: the mixin's next class is one of TRL's trainers
@@ -77,7 +78,8 @@ class EntropyControlMixin(_Trainer):
         self.entropy_control = method
         self._signals = SignalRecorder(self, method.effect)
         if method.remeasure:
-            self._remeasuring = Remeasuring()
+            running = RunningChange.possible(self) and not method.token_scope
+            self._remeasuring = RunningChange(self) if running else Remeasuring()
             self.add_callback(self._remeasuring)
         self.add_callback(DecisionCallback(self))
         if method.token_scope or method.uses_bonus:
@@ -93,17 +95,23 @@ class EntropyControlMixin(_Trainer):
                 return self._signals.record(compute, args, kwargs)
             if self._tokens is not None and self._tokens.inside:
                 return self._tokens.forward(compute, args, kwargs)
-            if self._in_loss is not None and self._in_loss.inside:
-                return self._in_loss.forward(partial(self._signals.score, compute, args, kwargs))
+            for hook in self._hooks:
+                if hook.inside:
+                    return hook.forward(partial(self._signals.score, compute, args, kwargs))
         return compute(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
-        hook: Any = self._tokens
-        if self._in_loss is not None and self._in_loss.waits_for(inputs):
-            hook = self._in_loss
-        if hook is None or not self.model.training:
-            return super()._compute_loss(model, inputs)
-        return hook.loss(super()._compute_loss, model, inputs)
+        if self.model.training:
+            for hook in self._hooks:
+                if hook.waits_for(inputs):
+                    return hook.loss(super()._compute_loss, model, inputs)
+            if self._tokens is not None:
+                return self._tokens.loss(super()._compute_loss, model, inputs)
+        return super()._compute_loss(model, inputs)
+
+    @property
+    def _hooks(self) -> list[LossHook]:
+        return [hook for hook in (self._in_loss, self._remeasuring) if isinstance(hook, LossHook)]
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         per_function = super()._calculate_rewards(*args, **kwargs)
