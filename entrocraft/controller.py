@@ -504,7 +504,7 @@ def _outcome(pressure: Pressure, weights: Tensor, active: Tensor) -> dict[str, f
     kept, count = int((active & (weights > 0)).sum()), int(active.sum())
     return {
         "entropy/pressure": pressure.value,
-        "entropy/kept_fraction": kept / count if count else 1.0,
+        "entropy/kept_fraction": kept / count if count else 0.0,
         "entropy/saturated": float(pressure.saturated),
         "entropy/empty": float(kept == 0),
     }

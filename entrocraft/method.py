@@ -226,7 +226,7 @@ class Method:
         advantages = self.advantages(stats, seen)
         trained = (advantages != 0) & (stats.tokens > 0)
         count, kept = int(stats.active.sum()), int((stats.active & trained).sum())
-        metrics["entropy/kept_fraction"] = kept / count if count else 1.0
+        metrics["entropy/kept_fraction"] = kept / count if count else 0.0
         metrics["entropy/empty"] = float(not bool(trained.any()))
         settings, extra = self.settings(seen), self.extra(seen)
         metrics |= self.report()

@@ -106,6 +106,7 @@ class RunningChange(LossHook, Remeasuring):
         return out
 
     def measure(self, batch: GenerationBatch) -> None:
+        """Report the change that the mini-batches have seen."""
         if not self._parts:
             return
         found = batch.processes.gather(torch.cat(self._parts))

@@ -4,40 +4,70 @@ import pytest
 
 from entrocraft.feedback.saturation import SaturationMonitor
 
-REMEDIES = ["make it slower", "raise the learning rate"]
+
+def remedies(below):
+    return ["ask for less", "lower the learning rate"] if below else ["raise the learning rate"]
 
 
-def metrics(saturated=1.0):
+def metrics(saturated=1.0, pressure=8.0, measured=0.4):
     return {
         "entropy/saturated": saturated,
+        "entropy/pressure": pressure,
         "entropy/target": 0.6,
-        "entropy/measured": 0.4,
+        "entropy/measured": measured,
         "entropy/kept_fraction": 0.25,
     }
 
 
-def watch(monitor, saturated, useful=5):
+def watch(monitor, saturated, useful=5, **numbers):
     """Monitor after these decisions, and the texts of each."""
     texts = []
     for value in saturated:
-        monitor, new = monitor.check(metrics(value), useful, REMEDIES)
+        monitor, new = monitor.check(metrics(value, **numbers), useful, remedies)
         texts.append(new)
     return monitor, texts
 
 
-def test_twenty_saturated_batches_in_a_row_are_told_once():
+def test_a_target_above_reach_is_told_after_ten_batches_and_after_forty():
     monitor, texts = watch(SaturationMonitor(), [1.0] * 60)
-    assert [bool(text) for text in texts] == [index == 19 for index in range(60)]
+    assert [len(text) for text in texts] == [int(index in (9, 39)) for index in range(60)]
     assert monitor.saturated_in_a_row == 60
-    assert monitor.warned == ("saturated",)
-    (text,) = texts[19]
-    assert "saturated for 20 batches: target 0.600, measured 0.400" in text
+    assert monitor.gap == pytest.approx(-0.2)
+    assert monitor.warned == ("missed", "saturated")
+    (text,) = texts[9]
+    assert "entropy has been below its schedule for 10 batches" in text
+    assert "target 0.600, measured 0.400" in text
     assert "keeping 25% of the rollouts" in text
-    assert text.endswith("make it slower or raise the learning rate")
+    assert text.endswith("ask for less or lower the learning rate")
+    (text,) = texts[39]
+    assert "over the last 40 batches entropy was 0.200 nats per token below it" in text
+    assert text.endswith("33% of the target")
+
+
+def test_a_target_below_reach_has_the_other_remedy():
+    monitor, texts = watch(SaturationMonitor(), [1.0] * 10, pressure=-8.0, measured=0.9)
+    assert monitor.saturated_in_a_row == -10
+    (text,) = texts[9]
+    assert "entropy has been above its schedule for 10 batches" in text
+    assert text.endswith("cannot do more: raise the learning rate")
+
+
+def test_the_gap_is_the_mean_over_the_batches_at_the_limit():
+    monitor = SaturationMonitor()
+    for measured in (0.5, 0.3, 0.4):
+        monitor, _ = monitor.check(metrics(measured=measured), 5, remedies)
+    assert monitor.gap == pytest.approx(-0.2)
+    monitor, _ = monitor.check(metrics(pressure=-8.0, measured=0.7), 5, remedies)
+    assert (monitor.saturated_in_a_row, monitor.gap) == (-1, pytest.approx(0.1))
+
+
+@pytest.mark.parametrize("measured", [0.59, 0.7])
+def test_a_schedule_that_is_held_at_the_limit_is_no_warning(measured):
+    assert not any(watch(SaturationMonitor(), [1.0] * 60, measured=measured)[1])
 
 
 def test_a_break_starts_the_count_anew():
-    monitor, texts = watch(SaturationMonitor(), ([1.0] * 19 + [0.0]) * 5)
+    monitor, texts = watch(SaturationMonitor(), ([1.0] * 9 + [0.0]) * 5)
     assert not any(texts)
     assert monitor == SaturationMonitor()
 
@@ -46,6 +76,7 @@ def test_an_emptied_batch_is_told_once_and_at_once():
     monitor, texts = watch(SaturationMonitor(), [0.0] * 3, useful=0)
     assert [len(text) for text in texts] == [1, 0, 0]
     assert "no rollout with a non-zero advantage is left in a batch" in texts[0][0]
+    assert "look at the reward" in texts[0][0]
     assert monitor.warned == ("empty",)
     both, texts = watch(monitor, [1.0] * 20, useful=0)
     assert both.warned == ("empty", "saturated")
@@ -54,7 +85,7 @@ def test_an_emptied_batch_is_told_once_and_at_once():
 
 @pytest.mark.parametrize("useful", [0, 1])
 def test_it_is_never_changed_in_place(useful):
-    monitor = SaturationMonitor(19)
-    first = monitor.check(metrics(), useful, REMEDIES)
-    assert monitor == SaturationMonitor(19)
-    assert monitor.check(metrics(), useful, REMEDIES) == first
+    monitor = SaturationMonitor(9, -0.2)
+    first = monitor.check(metrics(), useful, remedies)
+    assert monitor == SaturationMonitor(9, -0.2)
+    assert monitor.check(metrics(), useful, remedies) == first
