@@ -484,7 +484,7 @@ class EntropyController(Method):
 
 def _of_version_2(state: dict[str, Any]) -> dict[str, Any]:
     """Read the state that entrocraft 0.1.0 wrote."""
-    monitor = {key: state[key] for key in ("saturated_in_a_row", "warned")}
+    monitor = {"gap": 0.0} | {key: state[key] for key in ("saturated_in_a_row", "warned")}
     renamed = {"initial": state["goal"]["initial"], "feedback": state["observer"]}
     return {**state, **renamed, "monitor": monitor}
 

@@ -93,7 +93,7 @@ def settings_from_mapping(keys: Mapping[str, Any]) -> ControlSettings:
     values: dict[str, Any] = {"schedule": None, **keys}
     sections = {"feedback": FeedbackSettings, "selection": SelectionSettings, "guard": Guard}
     for name, kind in sections.items():
-        if values.get(name) is not None:
+        if name in values and (name, values[name]) != ("guard", None):
             values[name] = _section(kind, name, values[name])
     return _section(ControlSettings, "control", values)
 

@@ -93,7 +93,7 @@ class ControllerState:
             )
         decisions, monitor, last = int(state["decisions"]), state["monitor"], state.get("last")
         in_a_row, warned = int(monitor["saturated_in_a_row"]), monitor["warned"]
-        gap = float(finite(monitor.get("gap", 0.0), ()))
+        gap = float(finite(monitor["gap"], ()))
         beyond = int(state.get("beyond", 0))
         if decisions < 0 or beyond < 0 or not isinstance(warned, (list, tuple)):
             raise ValueError(f"{decisions} decisions and warnings {warned!r}")

@@ -123,7 +123,7 @@ def test_what_has_no_advantage_left_is_rejected():
     assert nothing.metrics["entropy/empty"] == 1
     assert nothing.metrics["entropy/kept_fraction"] == 0
     silent = Successes().decide(replace(batch, advantages=torch.zeros(32)))
-    assert silent.metrics["entropy/kept_fraction"] == 1
+    assert silent.metrics["entropy/kept_fraction"] == 0
 
 
 def test_a_decision_that_fails_leaves_no_trace():

@@ -227,3 +227,33 @@ def test_a_share_of_the_prompts_is_chosen_anew_at_every_step(share, prompts, cou
 
 def test_all_prompts_are_all():
     assert choose_prompts(Listening(), 5, 6).tolist() == list(range(6))
+
+
+def test_a_change_in_proportion_to_the_updates_done_is_told_for_all_of_them():
+    """Rollouts scored after 1, 2 and 3 of 4 updates: the entropy moved by 0.02 a quarter."""
+    heard = []
+
+    class Listener(Method):
+        def post_update(self, change, stderr, trained=True):
+            heard.append((change, stderr, trained))
+
+    generator = torch.Generator().manual_seed(0)
+    rows = 60
+    done = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64).repeat_interleave(rows // 3)
+    tokens = torch.randint(3, 9, (rows,), generator=generator).double()
+    before = tokens * (0.5 + 0.2 * torch.rand(rows, generator=generator, dtype=torch.float64))
+    noise = 1e-4 * tokens * torch.randn(rows, generator=generator, dtype=torch.float64)
+    stats = torch.stack([tokens, before, tokens, before + tokens * 0.08 * done + noise], dim=1)
+    metrics = report_running_change(Listener(), stats, done, torch.arange(rows))
+    ((change, stderr, trained),) = heard
+    assert change == pytest.approx(0.08, abs=3 * stderr)
+    assert 0 < stderr < 1e-3
+    assert not trained
+    assert metrics["entropy/post_update_change"] == change
+    assert metrics["entropy/post_update_change_stderr"] == stderr
+
+
+def test_nothing_is_told_of_a_single_prompt():
+    stats = torch.tensor([[4.0, 2.0, 4.0, 2.1]], dtype=torch.float64)
+    done = torch.tensor([0.5], dtype=torch.float64)
+    assert report_running_change(Method(), stats, done, torch.tensor([0])) == {}

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from entrocraft.adapter import run_remeasure
 from entrocraft.post_update import change_stats, report_running_change
 from entrocraft.trl.adapter import GenerationBatch, Signals
+from entrocraft.trl.head import has_dropout
 from entrocraft.trl.in_loss import ROW, LossHook
 
 __all__ = ["Remeasuring", "RunningChange"]
@@ -69,7 +70,10 @@ class RunningChange(LossHook, Remeasuring):
         """Whether a batch is cut into the mini-batches of several optimizer steps."""
         args = trainer.args
         several = args.steps_per_generation > args.gradient_accumulation_steps
-        return several and hasattr(trainer, "loss_type") and not args.use_liger_kernel
+        once = trainer.num_iterations == 1  # rollouts of a second iteration were trained on before
+        fits = once and hasattr(trainer, "loss_type") and not args.use_liger_kernel
+        # passes that drop other units differ by more than an update does
+        return several and fits and not has_dropout(trainer.model)
 
     def remember(self, batch: GenerationBatch) -> None:
         """Take a batch that TRL is about to cut into mini-batches."""

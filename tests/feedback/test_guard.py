@@ -9,10 +9,7 @@ from tests.batches import make_batch
 
 
 def decide(steered, levels):
-    return [
-        steered.decide(make_batch(step, level=level))
-        for step, level in enumerate(levels)
-    ]
+    return [steered.decide(make_batch(step, level=level)) for step, level in enumerate(levels)]
 
 
 @pytest.mark.parametrize("schedule", [None, "constant(initial)"])
@@ -22,7 +19,7 @@ def test_a_run_stops_after_its_batches_in_a_row(schedule):
     steered = EntropyController(schedule, rule, guard=guard)
     found = decide(steered, [0.6, 0.1, 0.6, 0.1, 0.1])
     assert [decision.stop is not None for decision in found] == [False] * 4 + [True]
-    assert "below the bound 0.3" in found[-1].stop
+    assert "below the bound 0.2997" in found[-1].stop
     assert "for 2 batches in a row; the guard stops the run" in found[-1].stop
 
 

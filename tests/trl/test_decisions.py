@@ -55,7 +55,9 @@ def test_the_loss_sees_the_decisions_advantages(kind):
     trainer = make_trainer(kind, WITNESSES[kind], entropy_control=control, max_steps=8, **REUSED)
     trainer.train()
     # 16 rollouts serve 8 micro-batches of 4, of which 2 make an optimizer step
-    assert [step for _, step in control.asked] == [StepInfo(0, 4, 0.9), StepInfo(4, 4, 0.9)]
+    rate = trainer.args.learning_rate
+    expected = [StepInfo(step, 4, 0.9, rate, 1.0) for step in (0, 4)]
+    assert [step for _, step in control.asked] == expected
     assert len(trainer.micro_batches) == 16
     for index, (batch, decision) in enumerate(zip(trainer.batches, control.answered, strict=True)):
         assert torch.equal(batch["decided"], decision.advantages.float())
