@@ -13,6 +13,7 @@ from entrocraft.post_update import (
     choose_prompts,
     post_update_change,
     report_change,
+    report_running_change,
 )
 from tests.batches import controller, make_batch
 
