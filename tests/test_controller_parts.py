@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_parts_with_the_wholes_means_have_its_probabilities(
     chosen = PressureAndScale(Pressure(pressure), 0.003, BatchMeans.of(stats))
     whole = steered.select(stats, chosen)
     edges = [0, *sorted(cuts), 32]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         rows = torch.tensor(order[start:end])
         selection = steered.select(part_of(stats, rows), chosen)
         assert torch.equal(selection.probabilities, whole.probabilities[rows])
