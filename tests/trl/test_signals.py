@@ -171,7 +171,9 @@ def test_one_pass_at_most_before_the_update_and_one_after(kind, settings, plain)
         return passes_before_update(kind, cls, settings, **more)
 
     # mini-batches of several steps, each rollout in one of them
-    several = settings.get("steps_per_generation", 1) > settings.get("gradient_accumulation_steps", 1)
+    several = settings.get("steps_per_generation", 1) > settings.get(
+        "gradient_accumulation_steps", 1
+    )
     later_updates_tell = kind == "grpo" and several and settings.get("num_iterations", 1) == 1
     assert passes(PLAIN[kind]) == plain
     for schedule in (2.5, "linear(initial, 2.0, 4)"):
