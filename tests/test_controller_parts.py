@@ -1,6 +1,5 @@
 """The controller: a batch that is decided on part by part, before the whole of it is known."""
 
-import itertools
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -107,11 +106,7 @@ def test_parts_with_the_wholes_means_have_its_probabilities(
     chosen = PressureAndScale(Pressure(pressure), 0.003, BatchMeans.of(stats))
     whole = steered.select(stats, chosen)
     edges = [0, *sorted(cuts), 32]
-<<<<<<< HEAD
-    for start, end in itertools.pairwise(edges):
-=======
     for start, end in pairwise(edges):
->>>>>>> 57d5bc83368ec02839c162d3972a859eecc910d9
         rows = torch.tensor(order[start:end])
         selection = steered.select(part_of(stats, rows), chosen)
         assert torch.equal(selection.probabilities, whole.probabilities[rows])
