@@ -358,12 +358,16 @@ class EntropyController(Method):
             effects = float(kept[0].sum()), float(kept[1].sum())
             metrics |= memory.report(effects, batch.step)
             memory = memory.predict(effects, float(kept.norm()), batch.step)
-        factor = self.feedback_settings.learning_rate_factor(state.learning_rate_factor, pressure)
+        factor = self.feedback_settings.learning_rate_factor(
+            state.learning_rate_factor, pressure, batch.step.optimizer_steps
+        )
         if self.feedback_settings.learning_rate:
             metrics["entropy/learning_rate_factor"] = factor
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         useful = int((active & (weights > 0)).sum())
-        monitor, texts = state.monitor.check(metrics, useful, partial(self._remedies, batch.step))
+        monitor, texts = state.monitor.check(
+            metrics, useful, partial(self._remedies, batch.step), batch.step.optimizer_steps
+        )
         decision = Decision(
             weights,
             selection.probabilities,

@@ -36,7 +36,7 @@ class FeedbackSettings:
         band: for the rules sign and switch: half-width around the target, or (low, high) offsets
             from it, nats per token.
         learning_rate: for the rule tilt: whether the learning rate is lowered while the entropy is
-            below its target and rejection is at its limit, by a fifth a batch, and raised again
+            below its target and rejection is at its limit, by a fifth a step, and raised again
             afterwards.
 
     Raises:
@@ -61,8 +61,8 @@ class FeedbackSettings:
         """Make the loop: a `Deadband` for the band rules, else the `Planner`."""
         return Deadband(self.band) if deadband else Planner(self.horizon, self.limit)
 
-    def learning_rate_factor(self, before: float, pressure: Pressure) -> float:
-        """Factor on the learning rate for a batch under this pressure, after the one `before`."""
+    def learning_rate_factor(self, before: float, pressure: Pressure, steps: float = 1) -> float:
+        """Factor on the learning rate of a batch of these steps, after the one `before`."""
         if self.learning_rate and pressure.saturated and pressure.shortfall > 0:
-            return max(_SLOWER * before, _LEAST_FACTOR)
-        return min(_FASTER * before, 1.0)
+            return max(_SLOWER**steps * before, _LEAST_FACTOR)
+        return min(_FASTER**steps * before, 1.0)

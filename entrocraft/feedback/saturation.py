@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["SaturationMonitor"]
 
-_BEFORE_WARNING, _BEFORE_SECOND = 10, 40  # saturated batches in a row
+_BEFORE_WARNING, _BEFORE_SECOND = 10, 40  # optimizer steps at the limit in a row
 _MISSED = 0.02  # of the target: a mean distance that is worth a warning
 
 
@@ -16,8 +16,9 @@ class SaturationMonitor:
     """Watches decisions; each warning is given once in a run, `warned` has their topics.
 
     Attributes:
-        saturated_in_a_row: batches at the limit until now; negative where entropy was to fall.
-        gap: mean of measured minus target over these batches, nats per token.
+        saturated_in_a_row: optimizer steps at the limit until now; negative where entropy was to
+            fall.
+        gap: mean of measured minus target over these steps, nats per token.
         warned: topics of the warnings given.
     """
 
@@ -30,6 +31,7 @@ class SaturationMonitor:
         metrics: dict[str, float],
         useful: int,
         remedies: Callable[[bool], Sequence[str]],
+        steps: float = 1,
     ) -> tuple[SaturationMonitor, tuple[str, ...]]:
         """Look at one decision.
 
@@ -37,6 +39,7 @@ class SaturationMonitor:
             metrics: what it logs.
             useful: how many of its rollouts carry a gradient.
             remedies: whether the entropy is below its target -> what a user can change.
+            steps: optimizer steps of the batch.
 
         Returns:
             The monitor after it, and the texts of new warnings.
@@ -44,23 +47,23 @@ class SaturationMonitor:
         found, row, gap = {}, 0, 0.0
         if metrics["entropy/saturated"] > 0:
             measured, target = metrics["entropy/measured"], metrics["entropy/target"]
-            sign = 1 if metrics["entropy/pressure"] > 0 else -1
-            row = sign + (self.saturated_in_a_row if self.saturated_in_a_row * sign > 0 else 0)
-            gap = (0.0 if abs(row) == 1 else self.gap) * (1 - 1 / abs(row))
-            gap += (measured - target) / abs(row)
+            sign, new = (1 if metrics["entropy/pressure"] > 0 else -1), max(round(steps), 1)
+            row = sign * new + max(self.saturated_in_a_row * sign, 0) * sign
+            share = new / abs(row)
+            gap = (1 - share) * self.gap + share * (measured - target)
             below, missed = row > 0, -gap * sign >= _MISSED * target
             side = "below" if below else "above"
             if abs(row) >= _BEFORE_WARNING and missed:
                 *others, last = remedies(below)
                 found["saturated"] = (
-                    f"entropy has been {side} its schedule for {abs(row)} batches with rejection "
-                    f"at its limit: target {target:.3f}, measured {measured:.3f} nats per token, "
-                    f"keeping {metrics['entropy/kept_fraction']:.0%} of the rollouts. Rejection "
-                    f"alone cannot do more: {', '.join(others)}{' or ' if others else ''}{last}"
+                    f"entropy has been {side} its schedule for {abs(row)} optimizer steps with "
+                    f"rejection at its limit: target {target:.3f}, measured {measured:.3f} nats "
+                    f"per token, keeping {metrics['entropy/kept_fraction']:.0%} of the rollouts. "
+                    f"Rejection alone cannot do more: {', '.join(others)}{' or ' if others else ''}{last}"
                 )
             if abs(row) >= _BEFORE_SECOND and missed:
                 found["missed"] = (
-                    f"the schedule is being missed: over the last {abs(row)} batches entropy was "
+                    f"the schedule is being missed: over the last {abs(row)} steps entropy was "
                     f"{abs(gap):.3f} nats per token {side} it on average, {abs(gap) / target:.0%} "
                     "of the target"
                 )
@@ -71,6 +74,6 @@ class SaturationMonitor:
                 "update carries no policy gradient, the optimizer still moves by momentum and "
                 "weight decay. If it stays so, look at the reward, or at how hard the task is"
             )
-        new = {topic: text for topic, text in found.items() if topic not in self.warned}
-        warned = tuple(sorted({*self.warned, *new}))
-        return SaturationMonitor(row, gap, warned), tuple(new.values())
+        fresh = {topic: text for topic, text in found.items() if topic not in self.warned}
+        warned = tuple(sorted({*self.warned, *fresh}))
+        return SaturationMonitor(row, gap, warned), tuple(fresh.values())

@@ -35,12 +35,12 @@ def test_a_target_above_reach_is_told_after_ten_batches_and_after_forty():
     assert monitor.gap == pytest.approx(-0.2)
     assert monitor.warned == ("missed", "saturated")
     (text,) = texts[9]
-    assert "entropy has been below its schedule for 10 batches" in text
+    assert "entropy has been below its schedule for 10 optimizer steps" in text
     assert "target 0.600, measured 0.400" in text
     assert "keeping 25% of the rollouts" in text
     assert text.endswith("ask for less or lower the learning rate")
     (text,) = texts[39]
-    assert "over the last 40 batches entropy was 0.200 nats per token below it" in text
+    assert "over the last 40 steps entropy was 0.200 nats per token below it" in text
     assert text.endswith("33% of the target")
 
 
@@ -48,7 +48,7 @@ def test_a_target_below_reach_has_the_other_remedy():
     monitor, texts = watch(SaturationMonitor(), [1.0] * 10, pressure=-8.0, measured=0.9)
     assert monitor.saturated_in_a_row == -10
     (text,) = texts[9]
-    assert "entropy has been above its schedule for 10 batches" in text
+    assert "entropy has been above its schedule for 10 optimizer steps" in text
     assert text.endswith("cannot do more: raise the learning rate")
 
 
@@ -89,3 +89,14 @@ def test_it_is_never_changed_in_place(useful):
     first = monitor.check(metrics(), useful, remedies)
     assert monitor == SaturationMonitor(9, -0.2)
     assert monitor.check(metrics(), useful, remedies) == first
+
+
+def test_a_batch_counts_by_its_optimizer_steps():
+    monitor, texts = SaturationMonitor(), []
+    for measured in (0.5, 0.4, 0.3):
+        monitor, new = monitor.check(metrics(measured=measured), 5, remedies, steps=4.0)
+        texts.append(len(new))
+    assert (monitor.saturated_in_a_row, texts) == (12, [0, 0, 1])
+    assert monitor.gap == pytest.approx(-0.2)
+    monitor, _ = SaturationMonitor().check(metrics(), 5, remedies, steps=0.25)
+    assert monitor.saturated_in_a_row == 1
