@@ -404,6 +404,78 @@ def other_table(data: dict[str, Any]) -> str:
     return markdown(pd.DataFrame(rows))
 
 
+def reach_rows(data: dict[str, Any]) -> pd.DataFrame:
+    """Cells of `reach.py`, means over seeds: one row for each world, setting and learning rate."""
+    cells = pd.DataFrame(data["cells"].values())
+    setting = cells["rollouts"].astype(str) + " rollouts"
+    setting += cells["updates"].map(lambda n: f", {n} updates" if n > 1 else "")
+    setting += cells["iterations"].map(lambda n: f", {n} iterations" if n > 1 else "")
+    setting += cells["lora"].map({True: ", LoRA", False: ""})
+    setting += cells["optimizer"].map(lambda name: ", SGD" if name == "sgd" else "")
+    cells["setting"] = setting
+    for key in ("error", "bias"):
+        cells[key] = cells[key] / cells["initial"]
+    values = ["initial", "entropy_end", "error", "bias", "reward_end"]
+    index = ["world", "setting", "learning_rate"]
+    return cells.pivot_table(values, index, "control", sort=False).dropna(how="all")
+
+
+def reach_table(data: dict[str, Any]) -> str:
+    """Where the schedule is held, with control alone and with learning-rate feedback."""
+    rows = []
+    for (world, setting, rate), found in reach_rows(data).iterrows():
+
+        def shown(key: str, control: str, form: str, found: pd.Series = found) -> str:
+            value = found.get((key, control), math.nan)
+            return "" if math.isnan(value) else format(value, form)
+
+        rows.append(
+            {
+                "world": world,
+                "setting": setting,
+                "learning rate": f"{rate:g}",
+                "free run ends at": shown("entropy_end", "off", ".2f"),
+                "start": f"{found['initial'].mean():.2f}",
+                "error": shown("error", "on", ".1%"),
+                "bias": shown("bias", "on", "+.1%"),
+                "error, rate lowered": shown("error", "learning-rate feedback", ".1%"),
+                "reward: free, controlled, rate lowered": ", ".join(
+                    shown("reward_end", control, ".2f")
+                    for control in ("off", "on", "learning-rate feedback")
+                ),
+            }
+        )
+    return markdown(pd.DataFrame(rows))
+
+
+def reach_figure(data: dict[str, Any]) -> Figure:
+    """Tracking error over the learning rate, a panel for each world, a color for each setting."""
+    table = reach_rows(data)
+    worlds = list(dict.fromkeys(table.index.get_level_values("world")))
+    settings = list(dict.fromkeys(table.index.get_level_values("setting")))
+    figure = empty_figure(WIDE, 3.2 * len(worlds))
+    axes = figure.subplots(len(worlds), 1, squeeze=False)[:, 0]
+    for axis, world in zip(axes, worlds, strict=True):
+        axis.set(title=world, xscale="log", yscale="log", ylabel="error, share of the start")
+        for setting, part in table.loc[world].groupby("setting", sort=False):
+            rates = part.index.get_level_values("learning_rate")
+            color = PALETTE[settings.index(setting) % len(PALETTE)]
+            for control, line in (("on", "-"), ("learning-rate feedback", ":")):
+                if ("error", control) in part:
+                    errors = part["error", control].clip(lower=5e-4)
+                    axis.plot(rates, errors, line, color=color, marker="o", markersize=4)
+    axes[-1].set_xlabel("learning rate")
+    lines = [Line2D([], [], color=PALETTE[i % len(PALETTE)]) for i in range(len(settings))]
+    lines += [Line2D([], [], color=INK, linestyle=style) for style in ("-", ":")]
+    figure.legend(
+        lines,
+        [*settings, "control alone", "learning rate lowered at the limit"],
+        loc="outside lower center",
+        ncols=3,
+    )
+    return figure
+
+
 def markdown(table: pd.DataFrame) -> str:
     """Write a table of texts in Markdown."""
     lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
@@ -561,6 +633,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "docs" / "tracking.md": tables(tracking),
         ROOT / "README.md": readme_table(tracking),
+        ROOT / "docs" / "reach.md": reach_table(_json("reach")),
         ROOT / "docs" / "peers.md": "\n\n".join([tables(peers), heading, tables(variants)]),
     }
 
@@ -574,8 +647,13 @@ def figures() -> dict[Path, Figure]:
         images / "demo_entropy.png": curves(read(RESULTS / "demo.json")),
         images / "peers.png": curves(peers),
         images / "peers_tradeoff.png": tradeoff(peers),
+        images / "reach.png": reach_figure(_json("reach")),
         images / "verl.png": curves(read(RESULTS / "verl.json")),
     }
+
+
+def _json(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -55,11 +55,12 @@ class SaturationMonitor:
             side = "below" if below else "above"
             if abs(row) >= _BEFORE_WARNING and missed:
                 *others, last = remedies(below)
+                remedy = f"{', '.join(others)} or {last}" if others else last
                 found["saturated"] = (
                     f"entropy has been {side} its schedule for {abs(row)} optimizer steps with "
                     f"rejection at its limit: target {target:.3f}, measured {measured:.3f} nats "
                     f"per token, keeping {metrics['entropy/kept_fraction']:.0%} of the rollouts. "
-                    f"Rejection alone cannot do more: {', '.join(others)}{' or ' if others else ''}{last}"
+                    f"Rejection alone cannot do more: {remedy}"
                 )
             if abs(row) >= _BEFORE_SECOND and missed:
                 found["missed"] = (
