@@ -464,6 +464,10 @@ def reach_figure(data: dict[str, Any]) -> Figure:
                 if ("error", control) in part:
                     errors = part["error", control].clip(lower=5e-4)
                     axis.plot(rates, errors, line, color=color, marker="o", markersize=4)
+        axis.set_yticks([0.001, 0.003, 0.01, 0.03, 0.1], ["0.1 %", "0.3 %", "1 %", "3 %", "10 %"])
+        rates = sorted(set(table.loc[world].index.get_level_values("learning_rate")))
+        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axis.minorticks_off()
     axes[-1].set_xlabel("learning rate")
     lines = [Line2D([], [], color=PALETTE[i % len(PALETTE)]) for i in range(len(settings))]
     lines += [Line2D([], [], color=INK, linestyle=style) for style in ("-", ":")]
