@@ -336,6 +336,7 @@ def test_a_loss_that_raises_leaves_no_trace():
     trainer = make_trainer("grpo", Mine, entropy_control=control)
     with pytest.raises(KeyError, match="before the pass"):
         trainer.train()
+    assert not trainer._in_loss.inside
     trainer.fails = False
     trainer.train()
     assert len(control.answered) == 4
