@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from entrocraft.effects import LEVELS, BatchMeans, rollout_effects, token_statistics
@@ -198,7 +198,6 @@ def test_shapes_types_and_gradients():
     )
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=12),
     st.floats(0.1, 10),

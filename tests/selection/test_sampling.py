@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from entrocraft.selection.sampling import systematic_draw
@@ -43,7 +43,6 @@ def test_draw_by_hand():
     assert systematic_draw(half, 0.7).tolist() == [False, True, False, True]
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.floats(0, 1) | st.sampled_from([0.0, 1.0, 5e-324, 1 - 2**-53]), max_size=30),
     st.floats(0, 1, exclude_max=True),
