@@ -30,6 +30,7 @@ from entrocraft.state import ControllerState, LastBatch
 __all__ = ["ControllerState", "EntropyController", "PressureAndScale"]
 
 _SCALE_MEMORY = 0.9
+_UNKNOWN = BatchMeans(tokens=1.0, weight=1.0, logprob=0.0)  # before a run's first batch
 _VERSION = 3
 
 
@@ -180,7 +181,7 @@ class EntropyController(Method):
         """
         last = state.last
         if self.rule is None or last is None:
-            return PressureAndScale(Pressure(0.0), 0.0)
+            return PressureAndScale(Pressure(0.0), 0.0, _UNKNOWN)
         pressure, _ = self._plan(state, state.feedback, step, last.measured, last.curve)
         return PressureAndScale(pressure, state.scale, last.means)
 
@@ -368,6 +369,7 @@ class EntropyController(Method):
             feedback=memory,
             monitor=monitor,
             learning_rate_factor=factor,
+            last=None,
         )
         return decision, after
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -83,10 +82,11 @@ class ControllerState:
             ValueError, KeyError, TypeError: a number that is missing or makes no sense.
         """
         initial = None if state["initial"] is None else float(finite(state["initial"], ()))
-        scale, factor = float(state["scale"]), float(state.get("learning_rate_factor", 1.0))
-        if not (0 <= scale < math.inf and 0 < factor <= 1):
+        scale = float(finite(state["scale"], ()))
+        factor = float(finite(state.get("learning_rate_factor", 1.0), ()))
+        if not (scale >= 0 and 0 < factor <= 1):
             raise ValueError(
-                f"scale {scale} must be finite, learning_rate_factor {factor} in (0, 1]"
+                f"scale {scale} must be at least 0, learning_rate_factor {factor} in (0, 1]"
             )
         decisions, monitor, last = int(state["decisions"]), state["monitor"], state.get("last")
         in_a_row, warned = int(monitor["saturated_in_a_row"]), monitor["warned"]
@@ -95,8 +95,11 @@ class ControllerState:
         if last is not None:
             size = float(finite(last["size"], ()))
             curve = ResponseCurve(finite(last["sums"], (33, 2)), size, limit)
-            means = {name: float(finite(value, ())) for name, value in last["means"].items()}
-            last = LastBatch(float(finite(last["measured"], ())), curve, BatchMeans(**means))
+            numbers = {name: float(finite(value, ())) for name, value in last["means"].items()}
+            means = BatchMeans(**numbers)
+            if not (size >= 0 and means.tokens > 0 and means.weight > 0):
+                raise ValueError(f"effects of size {size}, and {means}: all count from 0 up")
+            last = LastBatch(float(finite(last["measured"], ())), curve, means)
         return cls(
             decisions,
             initial,

@@ -33,8 +33,9 @@ class FeedbackSettings:
         limit: for the rule tilt: largest pressure.
         band: for the rules sign and switch: half-width around the target, or (low, high) offsets
             from it, nats per token.
-        learning_rate: whether the learning rate is lowered while the entropy is below its target
-            and rejection is at its limit, by a fifth a batch, and raised again afterwards.
+        learning_rate: for the rule tilt: whether the learning rate is lowered while the entropy is
+            below its target and rejection is at its limit, by a fifth a batch, and raised again
+            afterwards.
 
     Raises:
         ValueError: a value out of range; the message names it.

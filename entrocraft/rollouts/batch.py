@@ -10,7 +10,7 @@ from torch import Tensor
 
 from entrocraft.rollouts.step import StepInfo
 
-__all__ = ["RolloutBatch", "RolloutStats", "clustered_stderr"]
+__all__ = ["RolloutBatch", "RolloutStats", "clustered_stderr", "constant_rewards"]
 
 _ONE_REWARD = 1e-6
 # the last digits of a mean in 32 bits, as they are and divided by the 1e-4 that stands in for no
@@ -31,6 +31,9 @@ class RolloutStats:
     Where advantages differ from token to token, `advantage_tokens` and `advantage_logprob` are
     what `tokens` and `logprob` are with each token counted by its advantage over the rollout's;
     None: all tokens of a rollout share its advantage.
+
+    A part of a batch, whose groups need not be complete, has in `constant` (bool) what
+    `constant_reward` is in the whole.
     """
 
     advantages: Tensor
@@ -44,6 +47,7 @@ class RolloutStats:
     by_rollout: bool = False
     advantage_tokens: Tensor | None = None
     advantage_logprob: Tensor | None = None
+    constant: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.advantages)
@@ -61,14 +65,11 @@ class RolloutStats:
     @property
     def constant_reward(self) -> Tensor:
         """(B,) bool: rollouts whose whole group has one reward; none if rewards are not known."""
+        if self.constant is not None:
+            return self.constant
         if self.rewards is None or self.group is None:
             return torch.zeros(len(self), dtype=torch.bool)
-        groups, index = torch.unique(self.group, return_inverse=True)
-        start = torch.full((len(groups),), math.inf, dtype=torch.float64)
-        low = start.scatter_reduce(0, index, self.rewards.nan_to_num(nan=math.inf), "amin")
-        high = (-start).scatter_reduce(0, index, self.rewards.nan_to_num(nan=-math.inf), "amax")
-        close = high - low <= _ONE_REWARD * torch.maximum(high.abs(), low.abs())
-        return (close & torch.isfinite(high) & torch.isfinite(low))[index]
+        return constant_rewards(self.rewards, self.group)
 
     def without_rounding_noise(self) -> RolloutStats:
         """Set advantages that are nothing but rounding back to the 0 that they stand for.
@@ -106,6 +107,16 @@ class RolloutStats:
         """
         residual = (self.entropy - self.mean_entropy() * self.tokens) / self.total_tokens
         return clustered_stderr(residual, self.tokens > 0, self.group)
+
+
+def constant_rewards(rewards: Tensor, group: Tensor) -> Tensor:
+    """(B,) bool: rollouts whose group has one reward, NaN left aside; rewards (B,) float64."""
+    groups, index = torch.unique(group, return_inverse=True)
+    start = torch.full((len(groups),), math.inf, dtype=torch.float64)
+    low = start.scatter_reduce(0, index, rewards.nan_to_num(nan=math.inf), "amin")
+    high = (-start).scatter_reduce(0, index, rewards.nan_to_num(nan=-math.inf), "amax")
+    close = high - low <= _ONE_REWARD * torch.maximum(high.abs(), low.abs())
+    return (close & torch.isfinite(high) & torch.isfinite(low))[index]
 
 
 def clustered_stderr(residual: Tensor, counted: Tensor, group: Tensor | None) -> float:

@@ -23,6 +23,7 @@ from entrocraft.adapter import Adapter, Processes, ScoredTokens, run_remeasure
 from entrocraft.effects import TOKEN_LEVELS
 from entrocraft.method import Decision
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
+from entrocraft.rollouts.batch import constant_rewards
 from entrocraft.trl.head import has_dropout, pass_with_sensitivity
 
 __all__ = [
@@ -246,11 +247,16 @@ class GenerationBatch(Adapter):
         here = torch.arange(len(stats))
         if rows is not None:
             here = self.processes.index * len(self.mask) + rows
-        rewards = self._rewards
+        rewards, size, constant = self._rewards, self._trainer.num_generations, None
+        if rewards is not None:
+            rewards = rewards.detach().cpu().double()
+            constant = constant_rewards(rewards, torch.arange(len(rewards)) // size)[here]
+            rewards = rewards[here]
         return replace(
             stats,
-            rewards=None if rewards is None else rewards.detach().cpu().double()[here],
-            group=here // self._trainer.num_generations,  # TRL's order
+            rewards=rewards,
+            group=here // size,  # TRL's order
+            constant=constant,
             token_weight=1 / stats.tokens.clamp(min=1) if weighted else None,
             by_rollout=loss is None or loss in _OVER_ROLLOUTS,
         )

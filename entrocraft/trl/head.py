@@ -87,7 +87,7 @@ def pass_with_sensitivity(
 
     with head.inputs(keep, read):
         out = compute(*args, **kwargs)
-    logprobs = out[0]
+    logprobs = out[0].detach()
     valid = torch.isfinite(logprobs) & (logprobs != 0)
     gap = (torch.cat([part.logprob for part in parts]) - logprobs)[valid].abs()
     if len(gap) and float(gap.mean()) > _LARGEST_MEAN_DISAGREEMENT:

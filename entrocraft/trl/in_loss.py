@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from entrocraft.adapter import gather_stats
-from entrocraft.method import Decision
+from entrocraft.method import Decision, Method
 from entrocraft.rollouts import RolloutStats
 from entrocraft.trl.adapter import GenerationBatch, Signals
+from entrocraft.trl.head import has_dropout
 
 __all__ = ["LossDecision"]
 
@@ -39,9 +40,11 @@ class LossDecision:
         self._error: ValueError | None = None
 
     @staticmethod
-    def possible(trainer: Any) -> bool:
+    def possible(trainer: Any, method: Method) -> bool:
         """Whether the loss sees each rollout once, before the optimizer's step, token by token."""
         args = trainer.args
+        if method.remeasure and has_dropout(trainer.model):
+            return False  # a pass that drops units out tells no change by an update
         one_update = args.steps_per_generation <= args.gradient_accumulation_steps
         once = one_update and trainer.num_iterations == 1
         return once and hasattr(trainer, "loss_type") and not args.use_liger_kernel
@@ -62,9 +65,12 @@ class LossDecision:
     def loss(self, compute: Callable[..., Tensor], model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss `compute(model, inputs)` on rollouts that are decided on within it."""
         self._inputs = dict(inputs)
-        loss = compute(model, self._inputs)
-        if self._inputs is not None:
+        try:
+            loss = compute(model, self._inputs)
+            scored = self._inputs is None
+        finally:
             self._inputs = None
+        if not scored:
             raise RuntimeError(
                 "the loss of this trainer does not score tokens by TRL's own method, so nothing "
                 "could be decided inside it; give EntropyController(..., extra_pass=True)"
@@ -91,7 +97,7 @@ class LossDecision:
         assert inputs is not None, "TRL is computing a loss"
         assert batch is not None, "it is that of a batch"
         out, sensitivity = score()
-        rows, advantages = inputs[_ROW], inputs["advantages"]
+        rows, given = inputs[_ROW], inputs["advantages"]
         now = Signals(out[0].detach(), out[1].detach(), sensitivity)
         width = now.logprobs.shape[1]
         batch.signals.logprobs[rows, :width] = now.logprobs.float()
@@ -99,14 +105,21 @@ class LossDecision:
         # the parts of all processes have numbers of their own
         number = batch.processes.index + batch.processes.count * len(self._parts)
         try:
-            stats = batch.part(inputs, now, rows)
+            whole = batch.output["advantages"]
+            stats = batch.part({**inputs, "advantages": whole[rows]}, now, rows)
             weights, kept = batch.method.decide_part(stats, self._chosen, number)
-            advantages = kept.to(advantages.device, advantages.dtype)
             self._parts.append((rows.cpu(), stats, weights))
+            # a trainer of the user's may have weighed them since, or spread them over tokens
+            shape = (-1, *(1,) * (given.ndim - 1))
+            active = (stats.advantages != 0).to(given.device).view(shape)
+            weights, kept = weights.to(given), kept.to(given)
+            inputs["advantages"] = torch.where(
+                active, given * weights.view(shape), kept.view(shape)
+            )
+            whole[rows] = kept.to(whole)
         except ValueError as error:  # all processes stop together, before the optimizer's step
             self._error = self._error or error
         self._seen += len(rows)
-        inputs["advantages"] = batch.output["advantages"][rows] = advantages
         if self._seen == len(batch.mask):
             self._finish(batch)
         return out

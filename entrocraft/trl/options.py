@@ -92,8 +92,10 @@ class LearningRateFactor(TrainerCallback):
         """Lower it."""
         groups, decision = self._trainer.optimizer.param_groups, self._trainer.last_decision
         self._scheduled = [group["lr"] for group in groups]
+        factor = 1.0 if decision is None else decision.learning_rate_factor
         for group in groups:
-            group["lr"] *= 1.0 if decision is None else decision.learning_rate_factor
+            # a product of its own: some optimizers keep the rate in a tensor
+            group["lr"] = group["lr"] * factor
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put it back."""

@@ -83,7 +83,7 @@ class EntropyControlMixin(_Trainer):
             self.add_callback(LearningRateFactor(self))
         if method.token_scope or method.uses_bonus:
             self._tokens = TokenHook(self, method)
-        if method.decides_in_parts and LossDecision.possible(self):
+        if method.decides_in_parts and LossDecision.possible(self, method):
             self._in_loss = LossDecision(self._decided)
         self.add_callback(EntropyControlState.of(method))
 

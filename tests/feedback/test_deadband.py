@@ -14,12 +14,13 @@ from entrocraft.rollouts import StepInfo
 def choose(loop, measured, target=0.5, size=1.0):
     situation = Situation(
         measured=measured,
-        stderr=0.01,
         target=lambda ahead: target if ahead == 0 else 9.0,
         step=StepInfo(0),
         response=SimpleNamespace(size=size),
     )
-    return loop.choose(loop.start(), situation)
+    memory = loop.measure(loop.start(), measured, 0.01, size)
+    pressure, metrics = loop.plan(memory, situation)
+    return pressure, memory, metrics
 
 
 def test_edges_belong_to_the_band():

@@ -25,6 +25,10 @@ class Curve:
     def at(self, pressure):
         return (0.5 * self.total(pressure),) * 2
 
+    @property
+    def ends(self):
+        return self.at(-LIMIT), self.at(LIMIT)
+
     def solve(self, gains, wanted):
         def nats(pressure):
             return sum(gain * part for gain, part in zip(gains, self.at(pressure), strict=True))
@@ -37,6 +41,13 @@ class Curve:
             middle = 0.5 * (low + high)
             low, high = (middle, high) if nats(middle) < wanted else (low, middle)
         return middle, wanted
+
+
+def choose(planner, state, measured, stderr, target, place, curve):
+    """Measure and plan; `target` is optimizer steps ahead -> nats per token."""
+    state = planner.measure(state, measured, stderr, curve.size)
+    pressure, metrics = planner.plan(state, Situation(measured, target, place, curve))
+    return pressure, state, metrics
 
 
 class Process:
@@ -93,14 +104,15 @@ def run(process, target, steps, known=1.0, batch_steps=1, state=None, planner=No
             return batch_steps * process.force(pressure) * known / process.push
 
         curve = Curve(total, size=10 * known * batch_steps)
-        situation = Situation(
+        pressure, state, _ = choose(
+            planner,
+            state,
             process.measure(),
             process.noise,
             lambda ahead, step=step: target(step + ahead),
             place,
             curve,
         )
-        pressure, state, _ = planner.choose(state, situation)
         spread = 0.3 * known * batch_steps
         state = state.predict(curve.at(pressure.value), spread, place)
         chosen.append(pressure)
@@ -174,8 +186,7 @@ def test_the_plan_is_what_lands_on_the_target(horizon, batch_steps, lands, momen
 
     place = StepInfo(0, batch_steps, momentum)
     curve = Curve(lambda pressure: 0.4 * pressure)
-    situation = Situation(0.5, 0.01, target, place, curve)
-    pressure, state, _ = planner.choose(planner.start(), situation)
+    pressure, state, _ = choose(planner, planner.start(), 0.5, 0.01, target, place, curve)
     assert asked == [lands]
     assert not pressure.saturated
     # each step adds the same share of what a batch adds, and 1 - momentum of all arrives
@@ -200,8 +211,9 @@ def test_the_plan_counts_on_what_is_pending_and_on_the_drift():
     goal = state.entropy - 0.005
     curve = Curve(lambda pressure: 0.5 * pressure)
     # a measurement that says nothing new leaves the state as it is
-    situation = Situation(state.entropy, 1e6, lambda ahead: goal, place, curve)
-    pressure, state, _ = planner.choose(state, situation)
+    pressure, state, _ = choose(
+        planner, state, state.entropy, 1e6, lambda ahead: goal, place, curve
+    )
     assert not pressure.saturated
     for _ in range(5):
         state = state.predict(curve.at(pressure.value), 0.0, place)
@@ -211,8 +223,8 @@ def test_the_plan_counts_on_what_is_pending_and_on_the_drift():
 def reachable(total, target, state=None, planner=None, measured=0.5):
     """Choice for one batch whose every step arrives at once; gains are 0.025 nats a unit."""
     planner = planner or Planner(horizon=1)
-    situation = Situation(measured, 0.01, lambda ahead: target, StepInfo(0, 1, 0.0), Curve(total))
-    return planner.choose(planner.start() if state is None else state, situation)
+    state, place = planner.start() if state is None else state, StepInfo(0, 1, 0.0)
+    return choose(planner, state, measured, 0.01, lambda ahead: target, place, Curve(total))
 
 
 def test_a_plan_out_of_reach_says_by_how_much():
@@ -238,8 +250,9 @@ def test_a_plan_within_reach_has_no_shortfall():
 def test_nothing_to_choose_from_asks_for_nothing(size):
     planner = Planner()
     curve = Curve(lambda pressure: 0.0, size)
-    situation = Situation(0.5, 0.01, lambda ahead: 0.9, StepInfo(0), curve)
-    pressure, state, metrics = planner.choose(planner.start(), situation)
+    pressure, state, metrics = choose(
+        planner, planner.start(), 0.5, 0.01, lambda ahead: 0.9, StepInfo(0), curve
+    )
     assert pressure.value == pressure.shortfall == 0
     assert not pressure.saturated
     assert state.entropy == metrics["entropy/estimate"] == 0.5, "the measurement counts"

@@ -67,7 +67,7 @@ def test_solve_finds_the_pressure_of_a_fine_bisection(case, gains):
     for end in (-LIMIT, LIMIT):
         for share in (0.02, 0.1, 0.3, 0.6, 0.9, 0.99):
             wanted = plain + share * (nats(end) - plain)
-            pressure, reached = response.solve(gains, wanted)
+            pressure, reached = response.curve.solve(gains, wanted)
             assert reached == wanted
             assert 0 < pressure / end <= 1
             assert nats(pressure) == pytest.approx(wanted, abs=0.01 * unit)
@@ -86,24 +86,24 @@ def test_out_of_reach_is_the_limit_and_what_it_gives():
     for end in (-LIMIT, LIMIT):
         most = sum(response.at(end))
         for wanted in (1.001 * most, 1000 * most, math.copysign(math.inf, end)):
-            pressure, reached = response.solve((1.0, 1.0), wanted)
+            pressure, reached = response.curve.solve((1.0, 1.0), wanted)
             assert pressure == end
             assert reached == pytest.approx(most)
-        assert response.solve((1.0, 1.0), most) == (end, most)
+        assert response.curve.solve((1.0, 1.0), most) == (end, most)
 
 
 def test_what_plain_rl_gives_needs_no_pressure():
     response = respond(make_batch())
     plain = 2.0 * response.at(0.0)[0] + 0.5 * response.at(0.0)[1]
-    assert response.solve((2.0, 0.5), plain) == (0.0, pytest.approx(plain))
-    assert abs(response.solve((2.0, 0.5), plain + 1e-12)[0]) < 1e-6
+    assert response.curve.solve((2.0, 0.5), plain) == (0.0, pytest.approx(plain))
+    assert abs(response.curve.solve((2.0, 0.5), plain + 1e-12)[0]) < 1e-6
 
 
 def test_the_pressure_grows_with_what_is_wanted():
     response = respond(make_batch(seed=2))
     low, high = sum(response.at(-LIMIT)), sum(response.at(LIMIT))
     wanted = np.linspace(low - 0.01, high + 0.01, 300)
-    pressures = [response.solve((1.0, 1.0), value)[0] for value in wanted]
+    pressures = [response.curve.solve((1.0, 1.0), value)[0] for value in wanted]
     assert np.all(np.diff(pressures) >= 0)
     assert (pressures[0], pressures[-1]) == (-LIMIT, LIMIT)
 
@@ -120,7 +120,7 @@ def test_solve_is_sane_whatever_is_wanted(seed, positive, negative, share, rule)
     limit = LIMIT if rule == "tilt" else 1.0
     response = respond(make_batch(seed=seed, rows=8), rule, limit=limit)
     wanted = share * max(positive, negative) * response.size
-    pressure, reached = response.solve((positive, negative), wanted)
+    pressure, reached = response.curve.solve((positive, negative), wanted)
     assert abs(pressure) <= limit
     assert reached == wanted or abs(pressure) == limit
     if reached != wanted:

@@ -175,10 +175,12 @@ class Witness(EntropyControlMixin):
     def _decide_on(self, output: dict[str, Any]) -> None:
         batch = {k: v.clone() for k, v in output.items() if isinstance(v, torch.Tensor)}
         batch["weights_before"] = {k: v.clone() for k, v in self.model.state_dict().items()}
-        super()._decide_on(output)
-        batch["signals"] = self._signals._first
-        batch["decided"] = output["advantages"].clone()
         self.batches.append(batch)
+        super()._decide_on(output)
+
+    def _decided(self, batch: Any, decision: Any) -> None:
+        super()._decided(batch, decision)
+        self.batches[-1] |= {"signals": batch.signals, "decided": batch.output["advantages"]}
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if self.model.training:
@@ -209,6 +211,11 @@ class Recording(EntropyController):
     def decide(self, batch: Any, step: Any = None) -> Any:
         self.asked.append((batch, step))
         self.answered.append(super().decide(batch, step))
+        return self.answered[-1]
+
+    def finish(self, stats: Any, step: Any, chosen: Any, weights: Any) -> Any:
+        self.asked.append((stats, step))
+        self.answered.append(super().finish(stats, step, chosen, weights))
         return self.answered[-1]
 
 

@@ -23,9 +23,8 @@ def engine(case, method):
         _metrics={"train": defaultdict(list)},
     )
     signals = Signals(case.logprobs, case.entropies, None)
-    recorder = SimpleNamespace(signals=lambda output: signals)
     output = {"advantages": case.advantages.clone(), "completion_mask": case.mask.long()}
-    adapter = GenerationBatch(trainer, output, recorder, case.rewards)
+    adapter = GenerationBatch(trainer, output, None, signals, case.rewards)
     metrics = trainer._metrics["train"]
     return adapter, lambda: output["advantages"], lambda: {k: v[-1] for k, v in metrics.items()}
 
