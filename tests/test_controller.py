@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -294,7 +294,6 @@ def test_who_only_observes_has_nothing_to_choose_or_to_select():
 NUMBERS = st.sampled_from([0.0, -0.0, 1e-30, 1e30, 1.0, 0.3, 1e-8])
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.sampled_from(RULES), st.data())
 def test_any_finite_batch_gets_a_sane_decision(rows, width, rule, data):
     def draw(*shape, signed=True):

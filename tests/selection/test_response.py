@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from entrocraft.effects import BatchMeans, rollout_effects
@@ -108,7 +108,6 @@ def test_the_pressure_grows_with_what_is_wanted():
     assert (pressures[0], pressures[-1]) == (-LIMIT, LIMIT)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 1000),
     st.floats(1e-3, 1e3),
