@@ -24,11 +24,19 @@ def test_an_emptied_batch_is_flagged_and_warned_about_once():
     with pytest.warns(EntropyControlWarning, match="no rollout with a non-zero advantage") as seen:
         decisions = [steered.decide(batch) for _ in range(10)]
     assert len(seen) == 1
-    assert seen[0].filename == __file__
     assert [d.metrics["entropy/empty"] for d in decisions] == [1.0] * 10
     assert [len(d.warnings) for d in decisions] == [1] + [0] * 9
     assert decisions[0].useful == 0
     assert decisions[0].metrics["entropy/kept_fraction"] == 0
+
+
+def test_warnings_point_at_the_line_that_called():
+    steered, batch = controller(0.9), make_batch(advantages=torch.zeros(32))
+    with pytest.warns(EntropyControlWarning) as decided:
+        steered.decide(batch)
+    with pytest.warns(EntropyControlWarning) as loaded:
+        controller(0.8).load_state_dict(steered.state_dict())
+    assert [warning.filename for warning in (*decided, *loaded)] == [__file__] * 2
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -285,6 +285,9 @@ def test_a_part_of_a_batch_is_judged_like_the_whole_with_the_wholes_means(level,
     for rows in ([0], [3, 1], [4, 2, 0]):
         part = take(stats, rows)
         np.testing.assert_allclose(rollout_effects(part, level, means), whole[rows], rtol=1e-12)
+    assert means.tokens == float(stats.tokens.sum())
+    share = float((stats.token_weight * stats.tokens).sum()) if weighed else means.tokens
+    assert means.weight == pytest.approx(share / means.tokens)
     alone = rollout_effects(take(stats, [4, 2, 0]), level)
     assert not np.allclose(alone, whole[[4, 2, 0]]), "the means must have been needed"
 

@@ -89,6 +89,9 @@ def test_join_of_one_schedule_is_that_schedule():
         ("linear(initial, 0.5*initial, 200)", 0.8, lambda t: 0.8 - 0.4 * share(t, 200)),
         ("linear(initial, initial - 0.2, 100)", 0.8, lambda t: 0.8 - 0.2 * share(t)),
         ("linear(2*initial + 0.1, 0.3, 100)", 0.5, lambda t: 1.1 - 0.8 * share(t)),
+        ("linear(initial + 0.5*initial, 0.3, 100)", 0.6, lambda t: 0.9 - 0.6 * share(t)),
+        ("linear(1 + -0.5*initial, 0.3, 100)", 0.8, lambda t: 0.6 - 0.3 * share(t)),
+        ("linear(-initial + 1, 0.3, 100)", 0.4, lambda t: 0.6 - 0.3 * share(t)),
         ("exponential(initial, initial*0.25, 100)", 0.8, lambda t: 0.8 / 4 ** share(t)),
         ("piecewise([(0, initial), (100, 0.2)])", 0.6, lambda t: 0.6 - 0.4 * share(t)),
         (
@@ -129,6 +132,10 @@ def test_an_exponential_that_turns_out_to_reach_zero_says_so():
     schedule = schedules.anchor(schedules.exponential("initial", "initial - 0.5", 10), 0.4)
     with pytest.raises(ValueError, match=r"above 0, got 0\.4 and -0\.1; use linear"):
         schedule(5)
+    for start, end, initial in (("initial", 0.3, 0.0), (0.3, "initial", 0.0)):
+        schedule = schedules.anchor(schedules.exponential(start, end, 10), initial)
+        with pytest.raises(ValueError, match="above 0, got"):
+            schedule(5)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +143,10 @@ def test_an_exponential_that_turns_out_to_reach_zero_says_so():
     [
         (lambda: schedules.constant(-0.1), "-0.1 nats per token cannot be reached"),
         (lambda: schedules.constant(math.nan), "must be a finite number, got nan"),
+        (lambda: schedules.constant(None), "must be a finite number, got None"),
+        (lambda: schedules.Level("0.5", 0.0), "must be a finite number, got '0.5'"),
+        (lambda: schedules.linear(0.6, 0.3, "5"), "whole numbers of at least 0, got '5'"),
+        (lambda: schedules.linear(0.6, 0.3, 1e15), "whole numbers of at least 0, got 1000000"),
         (lambda: schedules.linear(math.inf, 0.3, 10), "must be a finite number, got inf"),
         (lambda: schedules.linear(0.6, 0.3, 0), "at least 1 step, got 0"),
         (lambda: schedules.linear(0.6, 0.3, -5), "at least 0, got -5"),
@@ -193,6 +204,30 @@ any_schedule = st.recursive(
 @given(any_schedule)
 def test_text_round_trip(schedule):
     assert schedules.from_string(repr(schedule)) == schedule
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "text"),
+    [
+        (0.0, 0.25, "0.25"),
+        (0.0, 2.0, "2"),
+        (1.0, 0.0, "initial"),
+        (0.6, 0.0, "0.6*initial"),
+        (2.0, 0.0, "2*initial"),
+        (-1.0, 1.0, "-1*initial + 1"),
+        (1.0, 0.5, "initial + 0.5"),
+        (0.5, -0.25, "0.5*initial - 0.25"),
+    ],
+)
+def test_how_levels_are_written(scale, offset, text):
+    assert str(schedules.Level(scale, offset)) == text
+
+
+def test_the_longest_text_and_the_last_step():
+    assert schedules.from_string("0.4".ljust(20_000)) == schedules.constant(0.4)
+    with pytest.raises(ValueError, match="at most 20000 characters"):
+        schedules.from_string("0.4".ljust(20_001))
+    assert schedules.linear(0.6, 0.3, 999_999_999_999_999)(10**15) == 0.3
 
 
 def test_a_long_table_reads_back():
@@ -282,6 +317,8 @@ HOSTILE = [
     "x" * 10_000_000,
     None,
     7,
+    b"constant(0.4)",
+    ["constant(0.4)"],
 ]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from entrocraft.feedback.saturation import SaturationMonitor
 
-REMEDIES = ["make it slower", "raise the learning rate"]
+REMEDIES = ["make it slower", "give more rollouts", "raise the learning rate"]
 
 
 def metrics(saturated=1.0):
@@ -31,9 +31,11 @@ def test_twenty_saturated_batches_in_a_row_are_told_once():
     assert monitor.saturated_in_a_row == 60
     assert monitor.warned == ("saturated",)
     (text,) = texts[19]
-    assert "saturated for 20 batches: target 0.600, measured 0.400" in text
-    assert "keeping 25% of the rollouts" in text
-    assert text.endswith("make it slower or raise the learning rate")
+    assert text == (
+        "entropy control has been saturated for 20 batches: target 0.600, measured 0.400 nats per "
+        "token, keeping 25% of the rollouts. The schedule asks for more than rejection can do: "
+        "make it slower, give more rollouts or raise the learning rate"
+    )
 
 
 def test_a_break_starts_the_count_anew():
@@ -45,7 +47,10 @@ def test_a_break_starts_the_count_anew():
 def test_an_emptied_batch_is_told_once_and_at_once():
     monitor, texts = watch(SaturationMonitor(), [0.0] * 3, useful=0)
     assert [len(text) for text in texts] == [1, 0, 0]
-    assert "no rollout with a non-zero advantage is left in a batch" in texts[0][0]
+    assert texts[0][0] == (
+        "no rollout with a non-zero advantage is left in a batch (logged as entropy/empty); its "
+        "update carries no policy gradient, the optimizer still moves by momentum and weight decay"
+    )
     assert monitor.warned == ("empty",)
     both, texts = watch(monitor, [1.0] * 20, useful=0)
     assert both.warned == ("empty", "saturated")

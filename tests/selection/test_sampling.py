@@ -41,6 +41,7 @@ def test_draw_by_hand():
     half = torch.full((4,), 0.5)
     assert systematic_draw(half, 0.2).tolist() == [True, False, True, False]
     assert systematic_draw(half, 0.7).tolist() == [False, True, False, True]
+    assert systematic_draw(0.8 * half, 1e-60).tolist() == [True, False, True, False]
 
 
 @given(
