@@ -45,6 +45,20 @@ BROKEN = [
     *(("monitor.warned", value) for value in (None, 7)),
     *UNCHECKED,
 ]
+FACTORS = [None, "0.5", math.nan, math.inf, HUGE, 0.0, -0.5, 1.5, [1.0], {}]
+BROKEN_PARTS = [
+    *(("learning_rate_factor", value) for value in FACTORS),
+    *(("last", value) for value in (False, 0, 7.5, "state", [], {})),
+    *(("last.measured", value) for value in (None, "half", math.nan, -math.inf, HUGE, [0.5])),
+    *(("last.size", value) for value in (None, "large", math.nan, math.inf, HUGE, -1.0, [])),
+    *(("last.sums", value) for value in (None, 1.0, "x", [], [[0.0, 0.0]] * 32, [[0.0] * 3] * 33)),
+    *(("last.sums", [[value, 0.0]] * 33) for value in (None, "x", math.nan, math.inf, HUGE)),
+    *(("last.means", value) for value in (None, 7, [], "means", {}, {"tokens": 3.0})),
+    *(("last.means.tokens", value) for value in (None, "x", math.nan, HUGE, 0.0, -3.0)),
+    *(("last.means.weight", value) for value in (None, "x", math.inf, 0.0)),
+    *(("last.means.logprob", value) for value in (None, "x", math.nan, HUGE, [0.0])),
+    ("last.means.other", 1.0),
+]
 
 
 def put(state, path, change):
@@ -96,6 +110,50 @@ def test_a_state_with_a_part_missing_is_refused_and_changes_nothing(version):
         with pytest.raises(ValueError, match="state does not fit EntropyController"):
             steered.load_state_dict(put(whole, path, lambda inner, name: inner.pop(name)))
         assert json.dumps(steered.state_dict()) == before, path
+
+
+def in_parts():
+    """Controller that has decided on batches in their loss."""
+    steered = controller(0.45, learning_rate=True)
+    for step in range(3):
+        stats, place = make_batch(step).stats(), make_batch(step).step_info()
+        chosen = steered.begin(place)
+        weights, _ = steered.decide_part(stats, chosen, 0)
+        steered.finish(stats, place, chosen, weights)
+    return steered
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [pytest.param(*case, id=f"{case[0]}={str(case[1])[:12]}") for case in BROKEN_PARTS],
+)
+def test_a_broken_last_batch_is_refused_and_changes_nothing(path, value):
+    steered = in_parts()
+    before, state = json.dumps(steered.state_dict()), steered.state
+    broken = put(steered.state_dict(), path, lambda inner, name: inner.update({name: value}))
+    with pytest.raises(ValueError, match="state does not fit EntropyController"):
+        steered.load_state_dict(broken)
+    assert steered.state is state
+    assert json.dumps(steered.state_dict()) == before
+
+
+def test_a_last_batch_with_a_part_missing_is_refused():
+    steered = in_parts()
+    whole, before = steered.state_dict(), json.dumps(steered.state_dict())
+    names = [*whole["last"], *(f"means.{name}" for name in whole["last"]["means"])]
+    for name in names:
+        with pytest.raises(ValueError, match="state does not fit EntropyController"):
+            steered.load_state_dict(put(whole, f"last.{name}", lambda inner, key: inner.pop(key)))
+        assert json.dumps(steered.state_dict()) == before, name
+
+
+def test_a_state_without_the_new_keys_is_one_that_decided_before_the_loss():
+    steered = in_parts()
+    state = steered.state_dict()
+    del state["last"], state["learning_rate_factor"]
+    steered.load_state_dict(state)
+    assert steered.state.last is None
+    assert steered.state.learning_rate_factor == 1.0
 
 
 def test_a_state_of_another_rule_is_refused_and_changes_nothing():

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,24 +168,41 @@ def generation_batch(trainer: Any) -> dict[str, Any]:
 class Witness(EntropyControlMixin):
     """Keeps what passes the adapter: put it before one of TRL's trainers."""
 
+    _sensitive = False
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.batches: list[dict[str, Any]] = []
         self.micro_batches: list[dict[str, Any]] = []
         super().__init__(*args, **kwargs)
+        if self._in_loss is not None:
+            self._score, self._signals.score = self._signals.score, self._scored
 
     def _decide_on(self, output: dict[str, Any]) -> None:
         batch = {k: v.clone() for k, v in output.items() if isinstance(v, torch.Tensor)}
         batch["weights_before"] = {k: v.clone() for k, v in self.model.state_dict().items()}
+        batch["sensitivity"] = torch.zeros(batch["completion_mask"].shape)
         self.batches.append(batch)
         super()._decide_on(output)
 
     def _decided(self, batch: Any, decision: Any) -> None:
         super()._decided(batch, decision)
-        self.batches[-1] |= {"signals": batch.signals, "decided": batch.output["advantages"]}
+        seen, signals = self.batches[-1], batch.signals
+        if signals.sensitivity is None and self._sensitive:
+            signals = replace(signals, sensitivity=seen["sensitivity"])
+        seen |= {"signals": signals, "decided": batch.output["advantages"].clone()}
+
+    def _scored(self, *args: Any) -> Any:
+        """Signals of a micro-batch; the trainer itself does not keep its sensitivity."""
+        out, sensitivity = self._score(*args)
+        self._sensitive = sensitivity is not None
+        if sensitivity is not None and torch.is_grad_enabled():
+            self.batches[-1]["sensitivity"][self._rows, : sensitivity.shape[1]] = sensitivity
+        return out, sensitivity
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if self.model.training:
             names = ("prompt_ids", "completion_ids", "advantages")
+            self._rows = inputs.get("entrocraft_row")
             self.micro_batches.append({name: inputs[name].clone() for name in names})
         return super()._compute_loss(model, inputs)
 

@@ -208,18 +208,21 @@ def test_ratios_to_vllms_policy_weigh_the_effects(shape):
     torch.testing.assert_close(stats.sensitivity, expected)
 
 
+@pytest.mark.parametrize("extra_pass", [False, True])
 @pytest.mark.parametrize(("target", "sign"), [(4.5, 1), (0.1, -1)])
-def test_constant_reward_groups_join_through_the_trainer(target, sign):
+def test_constant_reward_groups_join_through_the_trainer(target, sign, extra_pass):
     """Every rollout is right, so that the estimator's advantages are all 0."""
 
     def always_right(completions, **columns):
         return [1.0] * len(completions)
 
-    control = Recording(
-        target, effect="logit", selection=SelectionSettings(constant_reward_groups=True), seed=0
-    )
-    make_trainer(entropy_control=control, max_steps=2, reward_funcs=always_right).train()
-    for (batch, _), decision in zip(control.asked, control.answered, strict=True):
+    joining = SelectionSettings(constant_reward_groups=True)
+    control = Recording(target, effect="logit", selection=joining, extra_pass=extra_pass, seed=0)
+    make_trainer(entropy_control=control, max_steps=3, reward_funcs=always_right).train()
+    pairs = list(zip(control.asked, control.answered, strict=True))
+    if not extra_pass:
+        assert not bool(pairs.pop(0)[1].advantages.any()), "nothing is known before the first batch"
+    for (batch, _), decision in pairs:
         assert not bool(batch.advantages.any())
         used = decision.advantages != 0
         assert bool(used.any())

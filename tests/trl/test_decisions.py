@@ -286,7 +286,7 @@ def test_the_completions_table_says_what_was_kept(tmp_path):
     ):
         texts = TOKENIZER.batch_decode(batch["completion_ids"], skip_special_tokens=True)
         kept = (answer.weights > 0).tolist()
-        assert not all(kept)
+        assert all(kept) == (step == 1)  # the first batch of a run is kept as it is
         if step < 4:
             assert table(step)["completion"].tolist() == texts
             assert table(step)["kept"].tolist() == kept

@@ -164,15 +164,22 @@ def passes_before_update(kind, cls, settings, **more):
         ("rloo", REUSED, 1),
     ],
 )
-def test_exactly_one_pass_before_the_update_and_one_after(kind, settings, plain):
+def test_one_pass_at_most_before_the_update_and_one_after(kind, settings, plain):
+    """None before it where the loss is the first to score the batch, unless one is asked for."""
+
     def passes(cls, **more):
         return passes_before_update(kind, cls, settings, **more)
 
     assert passes(PLAIN[kind]) == plain
     for schedule in (2.5, "linear(initial, 2.0, 4)"):
-        control = EntropyController(schedule, remeasure=0)
-        assert passes(WITNESSES[kind], entropy_control=control) == 1
-        assert passes(WITNESSES[kind], entropy_control=schedule) == 2
+        for extra_pass in (False, True):
+            before = 1 if extra_pass else plain
+            for remeasure in (0, 1):
+                control = EntropyController(schedule, remeasure=remeasure, extra_pass=extra_pass)
+                assert passes(WITNESSES[kind], entropy_control=control) == before + remeasure
+        assert passes(WITNESSES[kind], entropy_control=schedule) == plain + 1
+    watcher = EntropyController(None, rule=None)
+    assert passes(WITNESSES[kind], entropy_control=watcher) == plain
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES, ids=NAMES)
