@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from entrocraft.controller import PressureAndScale
@@ -87,7 +88,6 @@ def test_concluding_with_an_updates_choice_is_that_update(name, weighed):
     assert drawn > 0
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.permutations(range(32)),
     st.lists(st.integers(1, 31), unique=True, max_size=6),
@@ -105,7 +105,7 @@ def test_parts_with_the_wholes_means_have_its_probabilities(
     chosen = PressureAndScale(Pressure(pressure), 0.003, BatchMeans.of(stats))
     whole = steered.select(stats, chosen)
     edges = [0, *sorted(cuts), 32]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         rows = torch.tensor(order[start:end])
         selection = steered.select(part_of(stats, rows), chosen)
         assert torch.equal(selection.probabilities, whole.probabilities[rows])
@@ -252,7 +252,6 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 POSITIVE = st.floats(min_value=5e-324, allow_infinity=False)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     FINITE,
     st.floats(0, allow_infinity=False),
@@ -315,7 +314,6 @@ def test_the_learning_rate_is_lowered_only_while_saturated_below_the_target():
     assert off.learning_rate_factor(1.0, Pressure(8.0, True, 0.1)) == 1.0
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.floats(-1, 1)), max_size=60))
 def test_the_factor_stays_within_its_bounds(found):
     feedback, factor = controller(learning_rate=True).feedback_settings, 1.0
