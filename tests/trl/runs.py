@@ -351,6 +351,42 @@ def token_ranks(output_dir: Path) -> None:
     (output_dir / f"tokens-{rank}.json").write_text(json.dumps(seen))
 
 
+def stopped_ranks(output_dir: Path) -> None:
+    """Train until rank 1 cannot score one micro-batch of the third step."""
+    model, passes = tiny_model(), []
+
+    def spoil(module: Any, inputs: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            passes.append(len(output.last_hidden_state))
+            if len(passes) == 5 and trainer.accelerator.process_index == 1:
+                output.last_hidden_state[1] = torch.nan
+
+    model.base_model.register_forward_hook(spoil)
+    control = Recording("linear(initial, 2.5, 4)", remeasure=0)
+    trainer = make_trainer(
+        model=model,
+        entropy_control=control,
+        per_device_train_batch_size=5,
+        steps_per_generation=2,
+        gradient_accumulation_steps=2,
+        output_dir=str(output_dir / "run"),
+    )
+    try:
+        trainer.train()
+        error = ""
+    except ValueError as found:
+        error = str(found)
+    seen = {
+        "error": error,
+        "passes": passes,
+        "step": trainer.state.global_step,
+        "state": control.state_dict(),
+        "model": float(sum(p.double().abs().sum() for p in trainer.model.parameters())),
+    }
+    rank = trainer.accelerator.process_index
+    (output_dir / f"stopped-{rank}.json").write_text(json.dumps(seen))
+
+
 def main() -> None:
     """Run as a script."""
     torch.set_num_threads(1)
@@ -364,6 +400,7 @@ def main() -> None:
     if options.what == "ranks":
         ranks(options.output_dir)
         token_ranks(options.output_dir)
+        stopped_ranks(options.output_dir)
     else:
         train(options.output_dir, options.hold_at, options.resume)
 

@@ -24,7 +24,7 @@ def seen(tmp_path_factory):
     assert done.returncode == 0, done.stderr[-4000:]
     return {
         kind: [json.loads((path / f"{kind}-{rank}.json").read_text()) for rank in range(2)]
-        for kind in ("grpo", "rloo", "tokens")
+        for kind in ("grpo", "rloo", "tokens", "stopped")
     }
 
 
@@ -63,6 +63,18 @@ def test_two_processes(seen, kind):
         assert first["rows"][step]["entropy/measured"] == pytest.approx(
             first["metrics"][step]["entropy/measured"]
         )
+
+
+@pytest.mark.slow
+def test_rollouts_that_one_process_cannot_score_stop_both_before_the_step(seen):
+    first, second = seen["stopped"]
+    assert "rollouts of rank 1 make no sense" in first["error"]
+    assert "logprobs[1, 0] is nan inside the mask" in second["error"]
+    for rank in (first, second):
+        assert rank["passes"] == [5] * 6, "both went through the third step's micro-batches"
+        assert rank["step"] == rank["state"]["decisions"] == 2
+    assert first["state"] == second["state"]
+    assert first["model"] == second["model"]
 
 
 @pytest.mark.slow
