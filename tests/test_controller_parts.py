@@ -138,7 +138,9 @@ def test_the_pressure_is_planned_from_the_batch_before():
             pressure, _ = steered.feedback.plan(state.feedback, situation)
             assert chosen == PressureAndScale(pressure, state.scale, last.means)
             assert chosen.pressure.value != 0
+        _, after = steered.update(state, batch.stats(), place)
         decide_in_parts(steered, batch)
+        assert steered.state.scale == after.scale > 0, "that of this batch, for the next"
         assert steered.state.last.measured == batch.stats().mean_entropy()
         assert steered.state.last.means == BatchMeans.of(batch.stats())
 
@@ -188,6 +190,8 @@ def test_a_first_batch_may_have_parts_without_a_token():
 @pytest.mark.parametrize("schedule", [None, 0.4])
 def test_who_only_observes_keeps_every_part(schedule):
     watcher, batch = controller(schedule, rule=None), make_batch()
+    weights, _ = watcher.decide_part(batch.stats(), watcher.begin(batch.step_info()), 0)
+    assert weights.dtype == torch.float64
     decision, advantages = decide_in_parts(watcher, batch, [slice(0, 8), slice(8, 32)])
     expected = controller(schedule, rule=None).decide(batch)
     assert torch.equal(advantages, batch.advantages)

@@ -148,6 +148,9 @@ def test_rollouts_of_constant_reward_groups_join_with_raw_rewards():
     response = respond(batch, constant_reward_groups=True)
     assert response.given.joining.tolist() == [1, 0, 1, 1, -1, -1, -1, -1, 0, 0, 0, 0]
     assert response.joining.tolist() == [True, False] + [True] * 6 + [False] * 4
+    graded = replace(batch, rewards=torch.where(rewards == 1, 0.5, rewards))
+    joining = respond(graded, constant_reward_groups=True).given.joining
+    assert torch.equal(joining, response.given.joining), "a half is a success"
     assert respond(batch).joining is None
     for missing in ("rewards", "group"):
         with pytest.raises(ValueError, match=re.escape(f"RolloutBatch.{missing} (B,)")):
