@@ -69,8 +69,13 @@ def test_saturation_warns_once_and_not_at_the_first_step(rule):
         repeat(steered, make_batch(), 70)
     assert len(seen) == 1
     text = str(seen[0].message)
-    assert ("use rule='tilt'" in text) == (rule == "sign")
-    assert ("constant_reward_groups=True" in text) == (rule == "tilt")
+    last = {
+        "sign": "use rule='tilt'",
+        "tilt": "let all-correct and all-wrong groups join "
+        "(selection=SelectionSettings(constant_reward_groups=True))",
+    }
+    remedies = "make it slower, give more rollouts per batch, raise the learning rate or"
+    assert text.endswith(f": {remedies} {last[rule]}")
     resumed = controller(3.0, rule=rule)
     resumed.load_state_dict(steered.state_dict())
     for step in range(80, 120):

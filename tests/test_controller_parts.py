@@ -172,6 +172,22 @@ def test_draws_of_parts_are_reproducible_and_independent():
     assert place.step == 0
 
 
+@pytest.mark.parametrize(
+    ("seed", "decisions", "part", "rejected"),
+    [
+        (0, 0, 0, [32, 67, 76, 84, 110]),
+        (3, 5, 2, [37, 39, 47, 114, 120]),
+        (-7, 1, 1, [25, 37, 47, 86, 93]),
+    ],
+)
+def test_a_seed_draws_the_same_in_every_release(seed, decisions, part, rejected):
+    steered, stats = controller(seed=seed), make_batch(rows=128).stats()
+    steered.state = replace(steered.state, decisions=decisions)
+    chosen = PressureAndScale(Pressure(0.5), 0.005, BatchMeans.of(stats))
+    weights, _ = steered.decide_part(stats, chosen, part)
+    assert (weights == 0).nonzero().flatten().tolist() == rejected
+
+
 def test_a_first_batch_may_have_parts_without_a_token():
     batch = make_batch()
     mask = batch.mask.clone()
