@@ -248,7 +248,7 @@ def test_a_state_of_the_first_version_as_it_was_written():
         "warned": [],
     }
     steered = controller("linear(initial, 0.8*initial, 30)", seed=3)
-    with pytest.warns(EntropyControlWarning, match="read for one release"):
+    with pytest.warns(EntropyControlWarning, match="its state is read for one release$"):
         steered.load_state_dict(json.loads(json.dumps(state)))
     assert steered.initial == 0.9
     assert steered.state.decisions == 2

@@ -227,3 +227,12 @@ def test_plain_functions_resume_without_a_false_alarm():
         return controller(schedules.join([lambda step: 0.5, lambda step: 0.4], [10]))
 
     make().load_state_dict(make().state_dict())
+
+    class Plan:
+        def __call__(self, step):
+            return 0.5
+
+        def __repr__(self):
+            return "<plan at 0x7F0aB9>"
+
+    assert "schedule=<plan>, " in controller(Plan()).state_dict()["settings"]
