@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrocraft.effects import BatchMeans, rollout_effects
-from entrocraft.selection import Response, SelectionSettings, get_rule, rule_input
+from entrocraft.selection import Response, ResponseCurve, SelectionSettings, get_rule, rule_input
 from tests.batches import make_batch
 
 LIMIT = 8.0
@@ -79,6 +79,18 @@ def test_solve_finds_the_pressure_of_a_fine_bisection(case, gains):
             # where the curve is flat another pressure does as well
             slope = abs(nats(low * 1.01) - nats(low)) / abs(0.01 * low)
             assert abs(pressure - low) < max(0.01 * unit / slope, 0.01 * LIMIT) * 1.5
+
+
+def test_where_the_response_is_flat_the_smallest_pressure_is_taken():
+    """Effects of 1 from the second pressure above 0 on, and of -1 from the second below it."""
+    sums = torch.zeros(33, 2, dtype=torch.float64)
+    sums[18:, 0], sums[:15, 1] = 1.0, -1.0
+    curve = ResponseCurve(sums, 1.0, LIMIT)
+    second = LIMIT * (2 / 16) ** 2
+    for sign in (1.0, -1.0):
+        assert curve.solve((1.0, 1.0), sign) == (sign * second, sign)
+        pressure, _ = curve.solve((1.0, 1.0), 1e-9 * sign)
+        assert LIMIT / 16**2 < sign * pressure < second
 
 
 def test_out_of_reach_is_the_limit_and_what_it_gives():
