@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 OLD_VENV ?= .venv-oldest-trl
+MUTANTS_VENV ?= .venv-mutants
 VERL_VENV ?= .venv-verl
 # test processes at a time; tests of one file share fixtures and stay together
 JOBS ?= 2
@@ -14,8 +15,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo tracking peers simulator cost tables install test test-current test-oldest-trl test-verl lint types \
-	format constraints clean
+.PHONY: help demo tracking peers simulator cost tables install test test-current test-oldest-trl test-verl mutants lint \
+	types format constraints clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -27,6 +28,7 @@ help:
 	@echo "make test-current     tests in the pinned environment only; ARGS goes to pytest"
 	@echo "make test-oldest-trl  the adapter's tests on the oldest TRL that is supported"
 	@echo "make test-verl        tests that need verl, in an environment of its own; ARGS goes to pytest"
+	@echo "make mutants          mutation testing of the core: what no test would notice"
 	@echo "make lint types       ruff and mypy"
 	@echo "make format           ruff format"
 	@echo "make constraints      resolve constraints.txt anew (needs uv)"
@@ -81,6 +83,18 @@ $(VERL_VENV)/.ready: pyproject.toml constraints.txt constraints-verl.txt
 	$(VERL_VENV)/bin/python -m pip install --quiet --constraint constraints-verl.txt --editable '.[dev,verl]'
 	@touch $@
 
+# from scratch: mutmut by itself does not try survivors again when only tests have changed
+mutants: $(MUTANTS_VENV)/.ready
+	rm -rf mutants
+	$(MUTANTS_VENV)/bin/mutmut run --max-children $(JOBS)
+	$(MUTANTS_VENV)/bin/python benchmarks/mutants.py
+
+$(MUTANTS_VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(MUTANTS_VENV)
+	$(MUTANTS_VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(MUTANTS_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mutants]'
+	@touch $@
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -93,7 +107,7 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 
 # torch is held at one release; its CUDA companions are left to it
-RESOLVE = uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev --quiet \
+RESOLVE = uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev --extra mutants --quiet \
 	--no-header --no-annotate --constraint .pins.txt --output-file .resolved.txt
 constraints:
 	printf 'torch==2.13.0\n' > .pins.txt
@@ -107,4 +121,4 @@ constraints:
 	rm .pins.txt .resolved.txt
 
 clean:
-	rm -rf $(VENV) $(OLD_VENV) $(VERL_VENV)
+	rm -rf $(VENV) $(OLD_VENV) $(VERL_VENV) $(MUTANTS_VENV)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -118,6 +118,8 @@ def test_rule_none_keeps_everything_and_still_observes():
     assert torch.equal(decision.advantages, batch.advantages)
     assert bool((decision.weights == 1).all())
     assert bool((decision.probabilities == 1).all())
+    assert decision.weights.dtype == decision.probabilities.dtype == torch.float64
+    assert decision.useful == int((batch.advantages != 0).sum())
     assert decision.metrics["entropy/target"] == 0.9
     assert decision.metrics["entropy/measured"] == pytest.approx(
         batch.entropies[batch.mask].mean().item()
@@ -258,6 +260,10 @@ def test_one_choice_and_parts_of_a_batch_are_the_whole(rule, effect, weighed):
         decision, after = steered.update(steered.state, stats, place)
         assert chosen.pressure.value == decision.metrics["entropy/pressure"]
         assert (half.initial, half.scale) == (after.initial, after.scale)
+        if rule == "tilt":
+            assert half.feedback.entropy == decision.metrics["entropy/estimate"]
+        else:
+            assert half.feedback is None
         for rows in (slice(0, 4), slice(4, 24), slice(24, 32)):
             tensors = {name: part for name, part in vars(stats).items() if torch.is_tensor(part)}
             part = replace(stats, **{name: value[rows] for name, value in tensors.items()})
@@ -294,7 +300,6 @@ def test_who_only_observes_has_nothing_to_choose_or_to_select():
 NUMBERS = st.sampled_from([0.0, -0.0, 1e-30, 1e30, 1.0, 0.3, 1e-8])
 
 
-@settings(max_examples=80, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.sampled_from(RULES), st.data())
 def test_any_finite_batch_gets_a_sane_decision(rows, width, rule, data):
     def draw(*shape, signed=True):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from entrocraft import EntropyControlWarning, schedules
+from entrocraft import EntropyController, EntropyControlWarning, schedules
 from tests.batches import RULES, controller, make_batch, nearby, repeat
 
 pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
@@ -109,6 +109,10 @@ def test_measured_changes_reach_the_filter_with_their_kind():
         expected = decided.feedback.update_change(-0.002, 0.0005, trained)
         assert steered.state.feedback.state_dict() == expected.state_dict()
         assert expected.state_dict() != decided.feedback.state_dict()
+    steered.state = decided
+    steered.post_update(-0.002, 0.0005)
+    expected = decided.feedback.update_change(-0.002, 0.0005, trained=True)
+    assert steered.state.feedback.state_dict() == expected.state_dict()
 
 
 def test_what_an_update_decides_the_batch_does_not_share():
@@ -202,8 +206,35 @@ def test_other_settings_are_told_about(changes, words):
         controller(**changes).load_state_dict(state)
 
 
+def test_what_is_said_of_other_settings():
+    sections = (
+        "FeedbackSettings(horizon=4, limit=8.0, band=0.05, learning_rate=False), "
+        "SelectionSettings(floor=0.02, constant_reward_groups=False), remeasure=1.0"
+    )
+    text = "EntropyController(schedule=constant(0.5), rule='tilt', effect='sampled', seed={})"
+    with pytest.warns(EntropyControlWarning) as seen:
+        controller(seed=1).load_state_dict(EntropyController(0.5).state_dict())
+    assert [str(warning.message) for warning in seen] == [
+        f"the checkpoint's controller was {text.format(0)} with {sections}, this one is "
+        f"{text.format(1)} with {sections}; its state is used with the new settings"
+    ]
+    watcher = EntropyController(None, rule=None)
+    assert repr(watcher) == (
+        "EntropyController(schedule=None, rule=None, effect='sampled', seed=0)"
+    )
+
+
 def test_plain_functions_resume_without_a_false_alarm():
     def make():
         return controller(schedules.join([lambda step: 0.5, lambda step: 0.4], [10]))
 
     make().load_state_dict(make().state_dict())
+
+    class Plan:
+        def __call__(self, step):
+            return 0.5
+
+        def __repr__(self):
+            return "<plan at 0x7F0aB9>"
+
+    assert "schedule=<plan>, " in controller(Plan()).state_dict()["settings"]

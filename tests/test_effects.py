@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from entrocraft.effects import LEVELS, BatchMeans, rollout_effects, token_statistics
@@ -198,7 +198,6 @@ def test_shapes_types_and_gradients():
     )
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=12),
     st.floats(0.1, 10),
@@ -286,6 +285,9 @@ def test_a_part_of_a_batch_is_judged_like_the_whole_with_the_wholes_means(level,
     for rows in ([0], [3, 1], [4, 2, 0]):
         part = take(stats, rows)
         np.testing.assert_allclose(rollout_effects(part, level, means), whole[rows], rtol=1e-12)
+    assert means.tokens == float(stats.tokens.sum())
+    share = float((stats.token_weight * stats.tokens).sum()) if weighed else means.tokens
+    assert means.weight == pytest.approx(share / means.tokens)
     alone = rollout_effects(take(stats, [4, 2, 0]), level)
     assert not np.allclose(alone, whole[[4, 2, 0]]), "the means must have been needed"
 

@@ -172,6 +172,6 @@ class ResponseCurve:
             return side * self.limit, float(side * values[-1])
         place = int(beyond[0])
         low, high = float(values[place - 1]), float(values[place])
-        share = (side * wanted - low) / (high - low) if high > low else 1.0
+        share = (side * wanted - low) / (high - low)
         pressure = (1 - share) * float(points[place - 1]) + share * float(points[place])
         return pressure, wanted

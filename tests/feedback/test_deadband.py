@@ -91,6 +91,11 @@ def test_bad_settings(changes, message):
         FeedbackSettings(**changes)
 
 
+def test_the_least_settings():
+    least = FeedbackSettings(horizon=1, limit=1e-9, band=0)
+    assert (least.horizon, least.limit, least.band) == (1, 1e-9, 0)
+
+
 def test_settings_build_the_loop_that_the_rule_asks_for():
     settings = FeedbackSettings(horizon=7, limit=3.0, band=0.2)
     band, planner = settings.build(deadband=True), settings.build(deadband=False)

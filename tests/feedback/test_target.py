@@ -29,6 +29,7 @@ def test_a_relative_target_is_not_known_before_the_first_measurement():
     target = Target("linear(initial, 0.5*initial, 100)")
     assert target.at(50, None) is None
     assert target.ahead(50, 4, None) is None
+    assert target.ahead(40, 10, 0.8) == pytest.approx(0.6)
     assert target.at(50, 0.8) == pytest.approx(0.6)
     assert target.at(50, 0.4) == pytest.approx(0.3), "it remembers no start"
     assert target.at(50, None) is None
@@ -84,11 +85,15 @@ def test_no_target_is_above_the_logarithm_of_the_vocabulary():
     assert exact.at(0, None) == math.log(1000)
     with pytest.raises(ValueError, match="vocabulary must be at least 1 token, got 0"):
         target.prepare(0, None)
+    single = Target(0.0)
+    single.prepare(1, None)
+    assert single.at(0, None) == 0
 
 
 def test_without_a_length_the_first_step_is_checked():
     with pytest.raises(TargetError, match="at step 0, above"):
         Target(8.0).prepare(1000, None)
+    Target(lambda step: TABLE[0] if step == 0 else 8.0).prepare(1000, None)
 
 
 def test_a_relative_target_is_checked_when_its_start_is_known():

@@ -121,6 +121,19 @@ def test_stderr_counts_prompts_not_rollouts():
     assert replace(batch, group=None).stats().entropy_stderr() < 0.6 * expected
 
 
+def test_rollouts_without_tokens_are_no_sample():
+    values = torch.tensor([[0.1], [0.5], [0.3], [0.0]], dtype=torch.float64)
+    mask = torch.tensor([[1], [1], [1], [0]])
+    stats = RolloutBatch(0, torch.ones(4), mask, -values, values).stats()
+    assert stats.entropy_stderr() == pytest.approx(float(values[:3].std()) / math.sqrt(3))
+
+
+def test_two_prompts_have_a_stderr():
+    values = torch.tensor([[0.1], [0.5]], dtype=torch.float64)
+    stats = RolloutBatch(0, torch.ones(2), torch.ones(2, 1), -values, values).stats()
+    assert stats.entropy_stderr() == pytest.approx(float(values.std()) / math.sqrt(2))
+
+
 def test_stderr_covers_the_truth_with_unequal_lengths():
     generator = np.random.default_rng(0)
     scores = []
@@ -140,12 +153,15 @@ def test_stderr_of_one_cluster_is_unknown():
     assert make(rows=4, group=torch.zeros(4, dtype=torch.long)).stats().entropy_stderr() == math.inf
 
 
+ODD = torch.arange(6)[:, None] == 1  # one rollout
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"mask": torch.ones(6)}, "mask must be (B, T), got shape (6,)"),
         ({"mask": torch.ones(0, 5)}, "the rollout batch is empty"),
-        ({"advantages": torch.zeros(5)}, "advantages has shape (5,), expected (6,)"),
+        ({"advantages": torch.zeros(5)}, "advantages has shape (5,), expected (6,) ((B,) as in"),
         ({"advantages": torch.zeros(6, 5)}, "advantages has shape (6, 5), expected (6,)"),
         ({"rewards": torch.zeros(6, 1)}, "rewards has shape (6, 1), expected (6,)"),
         ({"group": torch.zeros(7)}, "group has shape (7,), expected (6,)"),
@@ -154,8 +170,14 @@ def test_stderr_of_one_cluster_is_unknown():
         ({"logprobs": torch.zeros(6, 4)}, "logprobs has shape (6, 4), expected (6, 5) ((B, T)"),
         ({"entropies": torch.zeros(5, 6)}, "entropies has shape (5, 6), expected (6, 5)"),
         ({"sensitivity": torch.zeros(6)}, "sensitivity has shape (6,), expected (6, 5)"),
-        ({"entropies": -torch.ones(6, 5)}, "never negative: pass -sum p log p"),
-        ({"logprobs": torch.ones(6, 5)}, "never positive: pass log p"),
+        (
+            {"entropies": -torch.eye(6)[:, :5], "mask": torch.eye(6)[:, :5].bool() & ODD},
+            "entropies of rollout 1 add up to -1 nats; entropy is never negative: pass -sum p",
+        ),
+        (
+            {"logprobs": torch.eye(6)[:, :5], "mask": torch.eye(6)[:, :5].bool() & ODD},
+            "logprobs of rollout 1 add up to 1 nats; a log-probability is never positive: pass",
+        ),
     ],
 )
 def test_errors_name_field_value_and_remedy(changes, message):
@@ -168,7 +190,8 @@ def test_errors_name_field_value_and_remedy(changes, message):
 def test_a_token_that_is_not_finite_is_named(name, bad):
     values = getattr(make(), name).clone()
     values[2, 0] = bad
-    with pytest.raises(ValueError, match=re.escape(f"{name}[2, 0] is {bad} inside the mask")):
+    message = f"{name}[2, 0] is {bad} inside the mask; {name} must be finite: mask response tokens"
+    with pytest.raises(ValueError, match=re.escape(message)):
         make(**{name: values}).stats()
 
 
@@ -176,7 +199,8 @@ def test_a_token_that_is_not_finite_is_named(name, bad):
 def test_an_advantage_that_is_not_finite_is_named(bad):
     advantages = make().advantages.clone()
     advantages[4] = bad
-    with pytest.raises(ValueError, match=re.escape(f"advantages[4] is {bad}; advantages must be")):
+    message = f"advantages[4] is {bad}; advantages must be finite: give a rollout that cannot be"
+    with pytest.raises(ValueError, match=re.escape(message)):
         make(advantages=advantages).stats()
 
 
@@ -215,6 +239,14 @@ def test_rounding_is_what_the_previous_test_is_about():
     rewards = torch.full((8,), 0.1)
     noise = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
     assert 0 < float(noise.abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_what_counts_as_rounding_goes_with_the_size_of_the_advantages(size):
+    rewards = [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+    advantages = [1e-6, -1e-6, 1e-5, 0.0, 1.0, -1.0, 1.0, -1.0]
+    found = rewarded(rewards, [size * value for value in advantages]).advantages / size
+    assert found.tolist() == pytest.approx([0.0, 0.0, *advantages[2:]])
 
 
 def test_real_advantages_of_a_constant_reward_group_stay():

@@ -41,12 +41,31 @@ def test_clipped_tokens_are_those_whose_gradient_is_taken_away(advantage, expect
     assert tokens.clipped(0.2, 0.3).tolist() == [expected, [False] * 3]
 
 
+def test_the_edges_of_the_range_are_not_clipped():
+    for advantage in (1.0, -1.0):
+        tokens = make([advantage, 0.0], [[1.0, 2.0, 0.5], [1.0, 1.0, 1.0]])
+        clipped = [False, advantage > 0, advantage < 0]
+        assert tokens.clipped(0.0, 0.0).tolist() == [clipped, [False] * 3]
+
+
+def test_a_token_without_an_advantage_has_no_gradient_to_take_away():
+    for ratio in (0.1, 10.0):
+        assert not make([0.0, 0.0], [[ratio] * 3] * 2).clipped(0.2, 0.2).any()
+    assert make([0.5, 0.5], [[0.1] * 3] * 2).clipped(0.2, 0.2).sum() == 0
+
+
+def test_means_are_added_up_in_double():
+    values = torch.tensor([[2.0**25, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    assert make([1.0, 1.0]).mean(values) == (2**25 + 3) / 4
+
+
 def test_the_mean_is_over_response_tokens_of_all_processes():
     tokens = make([1.0, 1.0])
     values = torch.tensor([[1.0, 2.0, 3.0], [6.0, math.nan, math.inf]])
     assert tokens.mean(values) == 3.0
     assert tokens.mean(values, where=values > 1.5) == pytest.approx(11 / 3)
     assert tokens.mean(values, where=values < 0, none=-7.0) == -7.0
+    assert tokens.mean(values, where=values < 0) == 0
     other = torch.tensor([8.0, 1.0], dtype=torch.float64)
     shared = make([1.0, 1.0], total=lambda sums: sums + other)
     assert shared.mean(values) == 4.0

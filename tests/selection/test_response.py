@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from entrocraft.effects import BatchMeans, rollout_effects
-from entrocraft.selection import Response, SelectionSettings, get_rule, rule_input
+from entrocraft.selection import Response, ResponseCurve, SelectionSettings, get_rule, rule_input
 from tests.batches import make_batch
 
 LIMIT = 8.0
@@ -81,6 +81,18 @@ def test_solve_finds_the_pressure_of_a_fine_bisection(case, gains):
             assert abs(pressure - low) < max(0.01 * unit / slope, 0.01 * LIMIT) * 1.5
 
 
+def test_where_the_response_is_flat_the_smallest_pressure_is_taken():
+    """Effects of 1 from the second pressure above 0 on, and of -1 from the second below it."""
+    sums = torch.zeros(33, 2, dtype=torch.float64)
+    sums[18:, 0], sums[:15, 1] = 1.0, -1.0
+    curve = ResponseCurve(sums, 1.0, LIMIT)
+    second = LIMIT * (2 / 16) ** 2
+    for sign in (1.0, -1.0):
+        assert curve.solve((1.0, 1.0), sign) == (sign * second, sign)
+        pressure, _ = curve.solve((1.0, 1.0), 1e-9 * sign)
+        assert LIMIT / 16**2 < sign * pressure < second
+
+
 def test_out_of_reach_is_the_limit_and_what_it_gives():
     response = respond(make_batch())
     for end in (-LIMIT, LIMIT):
@@ -108,7 +120,6 @@ def test_the_pressure_grows_with_what_is_wanted():
     assert (pressures[0], pressures[-1]) == (-LIMIT, LIMIT)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 1000),
     st.floats(1e-3, 1e3),
@@ -149,6 +160,9 @@ def test_rollouts_of_constant_reward_groups_join_with_raw_rewards():
     response = respond(batch, constant_reward_groups=True)
     assert response.given.joining.tolist() == [1, 0, 1, 1, -1, -1, -1, -1, 0, 0, 0, 0]
     assert response.joining.tolist() == [True, False] + [True] * 6 + [False] * 4
+    graded = replace(batch, rewards=torch.where(rewards == 1, 0.5, rewards))
+    joining = respond(graded, constant_reward_groups=True).given.joining
+    assert torch.equal(joining, response.given.joining), "a half is a success"
     assert respond(batch).joining is None
     for missing in ("rewards", "group"):
         with pytest.raises(ValueError, match=re.escape(f"RolloutBatch.{missing} (B,)")):

@@ -54,6 +54,7 @@ def test_tilt_by_hand():
     assert tilt(effects, 0.0).tolist() == [1, 1, 1, 1]
     assert tilt(effects, INF).tolist() == [1, 1, 0, 1]
     assert tilt(effects, -INF).tolist() == [0, 1, 1, 0]
+    assert tilt(effects, INF).dtype == torch.float64
 
 
 def test_the_kept_change_grows_with_the_rate():
@@ -125,6 +126,7 @@ def test_switch_gives_unscorable_rollouts_no_weight():
     for pressure, expected in ((-1.0, [0, 1, 0]), (1.0, [0, 0, -1])):
         selection = Switch().select(seen, pressure)
         assert (selection.probabilities * selection.advantages).tolist() == expected
+        assert selection.probabilities[0] == 1, "as the rule sign keeps advantages of 0"
 
 
 def test_switch_reads_graded_rewards_by_its_threshold():
@@ -142,6 +144,7 @@ def test_rules_by_name():
     assert {name: get_rule(name).name for name in RULES} == {name: name for name in RULES}
     assert get_rule("tilt", SelectionSettings(floor=0.3)) == Tilt(floor=0.3)
     assert get_rule("tilt") == Tilt(floor=SelectionSettings().floor)
+    assert get_rule("tilt", SelectionSettings(floor=0.0, constant_reward_groups=True)).floor == 0
     with pytest.raises(ValueError, match="unknown rule 'tild'; choose one of tilt, sign, switch"):
         get_rule("tild")
     for name in ("sign", "switch"):
@@ -184,7 +187,8 @@ def test_constant_reward_groups_join_only_to_push_the_wanted_way():
     effects = torch.tensor([-0.2, 0.3, 0.1, 0.1, -0.4], dtype=torch.float64)
     wider = given(joining=joining, effects=effects)
     without = given(effects=effects)
-    for pressure, expected in ((0.0, 0.0), (-2.0, 0.0), (2.0, 1 - math.exp(-2 * 0.1 / 0.2))):
+    admitted = {pressure: 1 - math.exp(-pressure * 0.1 / 0.2) for pressure in (1.0, 2.0)}
+    for pressure, expected in ({0.0: 0.0, -2.0: 0.0} | admitted).items():
         selection = Tilt().select(wider, pressure)
         assert float(selection.probabilities[2]) == pytest.approx(expected)
         assert selection.advantages.tolist() == [1.0, -1.0, 1.0, 0.5, -0.5]
