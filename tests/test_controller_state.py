@@ -209,7 +209,7 @@ def test_other_settings_are_told_about(changes, words):
 def test_what_is_said_of_other_settings():
     sections = (
         "FeedbackSettings(horizon=4, limit=8.0, band=0.05, learning_rate=False), "
-        "SelectionSettings(floor=0.02, constant_reward_groups=False), remeasure=1.0"
+        "SelectionSettings(floor=0.0, constant_reward_groups=False), remeasure=1.0"
     )
     text = "EntropyController(schedule=constant(0.5), rule='tilt', effect='sampled', seed={})"
     with pytest.warns(EntropyControlWarning) as seen:

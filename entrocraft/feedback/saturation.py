@@ -51,7 +51,7 @@ class SaturationMonitor:
             row = sign * new + max(self.saturated_in_a_row * sign, 0) * sign
             share = new / abs(row)
             gap = (1 - share) * self.gap + share * (measured - target)
-            below, missed = row > 0, -gap * sign >= _MISSED * target
+            below, missed = row > 0, -gap * sign > _MISSED * target
             side = "below" if below else "above"
             if abs(row) >= _BEFORE_WARNING and missed:
                 *others, last = remedies(below)
@@ -65,8 +65,8 @@ class SaturationMonitor:
             if abs(row) >= _BEFORE_SECOND and missed:
                 found["missed"] = (
                     f"the schedule is being missed: over the last {abs(row)} steps entropy was "
-                    f"{abs(gap):.3f} nats per token {side} it on average, {abs(gap) / target:.0%} "
-                    "of the target"
+                    f"{abs(gap):.3f} nats per token {side} it on average; the target is now "
+                    f"{target:.3f}"
                 )
         if useful == 0:
             found["empty"] = (

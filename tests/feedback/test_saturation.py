@@ -41,7 +41,7 @@ def test_a_target_above_reach_is_told_after_ten_batches_and_after_forty():
     assert text.endswith("ask for less or lower the learning rate")
     (text,) = texts[39]
     assert "over the last 40 steps entropy was 0.200 nats per token below it" in text
-    assert text.endswith("33% of the target")
+    assert text.endswith("on average; the target is now 0.600")
 
 
 def test_a_target_below_reach_has_the_other_remedy():
