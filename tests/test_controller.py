@@ -110,6 +110,38 @@ def test_the_scale_is_a_slow_mean_over_active_rollouts():
     assert steered.state.scale == pytest.approx(expected), "a batch without effects teaches none"
 
 
+def test_joining_rollouts_set_the_scale_only_where_no_other_is_active():
+    batch = make_batch(seed=3)
+    rewards, advantages = batch.rewards.clone(), batch.advantages.clone()
+    rewards[:4], rewards[4:8], advantages[:8] = 1.0, 0.0, 0.0
+    raw = torch.cat([torch.ones(4), -torch.ones(4)]).double()
+    mixed = replace(batch, rewards=rewards, advantages=advantages)
+    steered = controller(constant_reward_groups=True)
+    steered.decide(mixed)
+    active = effects_of(mixed)[advantages != 0]
+    assert steered.state.scale == pytest.approx(float(active.abs().mean()))
+    steered = controller(constant_reward_groups=True)
+    only = replace(mixed, advantages=torch.zeros(32), rewards=rewards.clone())
+    only.rewards[8:] = math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EntropyControlWarning)  # nothing needs to join
+        steered.decide(only)
+    joining = effects_of(only, torch.cat([raw, torch.zeros(24)]))[:8]
+    assert steered.state.scale == pytest.approx(float(joining.abs().mean()))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_effects_shrink_with_the_learning_rate(share):
+    batch, steered = make_batch(optimizer_steps=2), controller(0.6)
+    place = replace(batch.step_info(), learning_rate=1e-5, relative_learning_rate=share)
+    first, _ = steered.update(steered.state, batch.stats(), place)
+    effects = 2 * share * effects_of(batch)
+    gain = first.metrics["entropy/gain_positive"]
+    assert gain * float(effects.abs().sum()) == pytest.approx(
+        0.05 * first.metrics["entropy/measured"]
+    )
+
+
 def test_rule_none_keeps_everything_and_still_observes():
     watcher, batch = controller(0.9, rule=None), make_batch(sensitivity=None, rewards=None)
     decision = watcher.decide(batch)
@@ -151,6 +183,11 @@ def test_what_a_rule_asks_an_adapter_for():
     assert [controller(rule=rule).remeasure > 0 for rule in RULES] == [True, False, False]
     assert controller(remeasure=0.25).remeasure == 0.25
     assert controller(rule="sign", remeasure=1).remeasure == 1
+    assert [controller(learning_rate=on).sets_learning_rate for on in (True, False)] == [
+        True,
+        False,
+    ]
+    assert [controller(extra_pass=on).extra_pass for on in (True, False)] == [True, False]
 
 
 def test_metrics_are_finite_floats_and_complete():

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,15 @@ from tests.batches import RULES, controller, make_batch, repeat
 
 pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
 
+TILT = "use rule='tilt'"
+JOIN = (
+    "let all-correct and all-wrong groups join "
+    "(selection=SelectionSettings(constant_reward_groups=True))"
+)
+AUTOMATIC = (
+    "let the controller do so while it is needed (feedback=FeedbackSettings(learning_rate=True))"
+)
+
 
 # ---------------------------------------------------------------- warnings
 
@@ -24,11 +34,19 @@ def test_an_emptied_batch_is_flagged_and_warned_about_once():
     with pytest.warns(EntropyControlWarning, match="no rollout with a non-zero advantage") as seen:
         decisions = [steered.decide(batch) for _ in range(9)]
     assert len(seen) == 1
-    assert seen[0].filename == __file__
     assert [d.metrics["entropy/empty"] for d in decisions] == [1.0] * 9
     assert [len(d.warnings) for d in decisions] == [1] + [0] * 8
     assert decisions[0].useful == 0
     assert decisions[0].metrics["entropy/kept_fraction"] == 0
+
+
+def test_warnings_point_at_the_line_that_called():
+    steered, batch = controller(0.9), make_batch(advantages=torch.zeros(32))
+    with pytest.warns(EntropyControlWarning) as decided:
+        steered.decide(batch)
+    with pytest.warns(EntropyControlWarning) as loaded:
+        controller(0.8).load_state_dict(steered.state_dict())
+    assert [warning.filename for warning in (*decided, *loaded)] == [__file__] * 2
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -61,18 +79,46 @@ def test_saturation_warns_once_and_not_at_the_first_step(rule):
         repeat(steered, make_batch(), 70)
     assert len(seen) == 2
     text = str(seen[0].message)
-    assert ("use rule='tilt'" in text) == (rule == "sign")
-    assert ("constant_reward_groups=True" in text) == (rule == "tilt")
+    assert text.endswith(f"{AUTOMATIC}, ask for less entropy or {JOIN if rule == 'tilt' else TILT}")
     resumed = controller(3.0, rule=rule)
     resumed.load_state_dict(steered.state_dict())
     for step in range(80, 120):
         resumed.decide(make_batch(step))
 
 
-def test_a_remedy_that_is_in_use_is_not_named():
-    with pytest.warns(EntropyControlWarning, match="at its limit") as seen:
-        repeat(controller(3.0, constant_reward_groups=True), make_batch(), 30)
-    assert "constant_reward_groups" not in str(seen[0].message)
+@pytest.mark.parametrize(
+    ("target", "settings", "remedies"),
+    [
+        (3.0, {}, f"lower the learning rate, {AUTOMATIC}, ask for less entropy or {JOIN}"),
+        (
+            3.0,
+            {"constant_reward_groups": True},
+            f"lower the learning rate, {AUTOMATIC} or ask for less entropy",
+        ),
+        (
+            3.0,
+            {"constant_reward_groups": True, "learning_rate": True},
+            "lower the learning rate or ask for less entropy",
+        ),
+        (0.01, {}, f"raise the learning rate, give the schedule more steps or {JOIN}"),
+        (
+            0.01,
+            {"rule": "sign"},
+            f"raise the learning rate, give the schedule more steps or {TILT}",
+        ),
+    ],
+)
+@pytest.mark.parametrize("rate", [None, 3e-5])
+def test_remedies_fit_the_sign_and_what_is_in_use(target, settings, remedies, rate):
+    steered, batch = controller(target, **settings), make_batch()
+    place = replace(batch.step_info(), learning_rate=rate)
+    texts = []
+    for _ in range(10):
+        decision, steered.state = steered.update(steered.state, batch.stats(), place)
+        texts += decision.warnings
+    if rate is not None:
+        remedies = remedies.replace(" the learning rate", " the learning rate (now 3e-05)", 1)
+    assert texts[-1].endswith(f"Rejection alone cannot do more: {remedies}")
 
 
 def test_saturation_that_comes_and_goes_is_no_warning():

@@ -1,5 +1,7 @@
 """The guard: bounds of the entropy beyond which a run stops or its updates pause."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,6 +41,33 @@ def test_a_resumed_run_goes_on_counting():
     resumed = EntropyController(None, None, guard=guard)
     resumed.load_state_dict(steered.state_dict())
     assert resumed.decide(make_batch(level=0.1)).stop is not None
+    without = steered.state_dict()
+    del without["beyond"]
+    resumed.load_state_dict(without)
+    assert resumed.state.beyond == 0
+
+
+def test_the_bounds_themselves_are_allowed():
+    guard = Guard(low=0.25, high="2*initial")
+    assert guard.crossed(0.25, 0.5) is None
+    assert guard.crossed(1.0, 0.5) is None
+    assert guard.crossed(0.2, 0.5) == "entropy is 0.2 nats per token, below the bound 0.25"
+    assert guard.crossed(1.5, 0.5) == "entropy is 1.5 nats per token, above the bound 1"
+    # rounding may leave the entropy of a deterministic policy a hair below 0
+    assert Guard(low="initial").crossed(0.0, -1e-12) is None
+
+
+def test_what_is_said():
+    guard = Guard(low=0.3, batches=1)
+    (found,) = decide(EntropyController(None, None, guard=guard), [0.25])
+    measured = found.metrics["entropy/measured"]
+    text = f"entropy is {measured:.4g} nats per token, below the bound 0.3, for 1 batches in a row"
+    assert found.stop == f"{text}; the guard stops the run"
+    pausing = EntropyController(None, None, guard=replace(guard, action="pause"))
+    assert not EntropyController(None, None, guard=guard).sets_learning_rate
+    with pytest.warns(EntropyControlWarning) as seen:
+        decide(pausing, [0.25])
+    assert str(seen[0].message) == f"{text}; the guard leaves out its update"
 
 
 def test_within_the_bounds_nothing_changes():
@@ -57,6 +86,8 @@ def test_within_the_bounds_nothing_changes():
         ({"low": -1.0}, "never negative"),
         ({"low": 0.1, "action": "warn"}, "must be 'stop' or 'pause', got 'warn'"),
         ({"low": 0.1, "batches": 0}, "at least 1, got 0"),
+        ({"low": 0.1, "batches": 1.5}, "at least 1, got 1.5"),
+        ({"high": "final"}, "no entropy level"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):

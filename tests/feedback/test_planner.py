@@ -239,6 +239,15 @@ def test_a_plan_out_of_reach_says_by_how_much():
         assert metrics["entropy/reachable_down"] == pytest.approx(-0.08)
 
 
+def test_all_that_rejection_can_do_may_be_just_enough():
+    planner, curve = Planner(horizon=1), Curve(lambda pressure: 0.4 * pressure)
+    curve.solve = lambda gains, wanted: (LIMIT, wanted)
+    place = StepInfo(0, 1, 0.0)
+    pressure, _, _ = choose(planner, planner.start(), 0.5, 0.01, lambda ahead: 0.58, place, curve)
+    assert pressure.value == LIMIT
+    assert not pressure.saturated
+
+
 def test_a_plan_within_reach_has_no_shortfall():
     pressure, _, _ = reachable(lambda pressure: 0.4 * pressure, 0.54)
     assert pressure.value == pytest.approx(4.0)

@@ -6,7 +6,9 @@ from entrocraft.feedback.saturation import SaturationMonitor
 
 
 def remedies(below):
-    return ["ask for less", "lower the learning rate"] if below else ["raise the learning rate"]
+    if below:
+        return ["ask for less", "wait", "lower the learning rate"]
+    return ["raise the learning rate"]
 
 
 def metrics(saturated=1.0, pressure=8.0, measured=0.4):
@@ -35,13 +37,16 @@ def test_a_target_above_reach_is_told_after_ten_batches_and_after_forty():
     assert monitor.gap == pytest.approx(-0.2)
     assert monitor.warned == ("missed", "saturated")
     (text,) = texts[9]
-    assert "entropy has been below its schedule for 10 optimizer steps" in text
-    assert "target 0.600, measured 0.400" in text
-    assert "keeping 25% of the rollouts" in text
-    assert text.endswith("ask for less or lower the learning rate")
+    assert text == (
+        "entropy has been below its schedule for 10 optimizer steps with rejection at its limit: "
+        "target 0.600, measured 0.400 nats per token, keeping 25% of the rollouts. Rejection alone "
+        "cannot do more: ask for less, wait or lower the learning rate"
+    )
     (text,) = texts[39]
-    assert "over the last 40 steps entropy was 0.200 nats per token below it" in text
-    assert text.endswith("on average; the target is now 0.600")
+    assert text == (
+        "the schedule is being missed: over the last 40 steps entropy was 0.200 nats per token "
+        "below it on average; the target is now 0.600"
+    )
 
 
 def test_a_target_below_reach_has_the_other_remedy():
@@ -75,8 +80,12 @@ def test_a_break_starts_the_count_anew():
 def test_an_emptied_batch_is_told_once_and_at_once():
     monitor, texts = watch(SaturationMonitor(), [0.0] * 3, useful=0)
     assert [len(text) for text in texts] == [1, 0, 0]
-    assert "no rollout with a non-zero advantage is left in a batch" in texts[0][0]
-    assert "look at the reward" in texts[0][0]
+    assert texts[0][0] == (
+        "no rollout with a non-zero advantage is left in a batch (logged as entropy/empty): the "
+        "rollouts of each prompt had one reward, or were rejected. Its update carries no policy "
+        "gradient, the optimizer still moves by momentum and weight decay. If it stays so, look at "
+        "the reward, or at how hard the task is"
+    )
     assert monitor.warned == ("empty",)
     both, texts = watch(monitor, [1.0] * 20, useful=0)
     assert both.warned == ("empty", "saturated")

@@ -21,6 +21,8 @@ from entrocraft.rollouts import StepInfo
         ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0; None if it is not known"),
         ({"momentum": -0.1}, "momentum must be in [0, 1), got -0.1"),
         ({"momentum": math.nan}, "momentum must be in [0, 1), got nan"),
+        ({"relative_learning_rate": 1.1}, "relative_learning_rate must be in [0, 1], got 1.1"),
+        ({"relative_learning_rate": -0.1}, "relative_learning_rate must be in [0, 1], got -0.1"),
     ],
 )
 def test_errors_name_value_and_range(changes, message):
@@ -35,3 +37,8 @@ def test_an_unknown_momentum_is_that_of_adam(momentum, decay):
 
 def test_a_batch_may_be_a_part_of_a_step():
     assert StepInfo(3, 0.25).optimizer_steps == 0.25
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_learning_rate_is_a_share_of_the_largest(share):
+    assert StepInfo(3, relative_learning_rate=share).relative_learning_rate == share

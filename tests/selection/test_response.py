@@ -81,6 +81,18 @@ def test_solve_finds_the_pressure_of_a_fine_bisection(case, gains):
             assert abs(pressure - low) < max(0.01 * unit / slope, 0.01 * LIMIT) * 1.5
 
 
+@pytest.mark.parametrize("limit", [8.0, 0.7])
+def test_the_curve_is_the_response_at_pressures_that_are_closer_together_near_0(limit):
+    response = respond(make_batch(seed=4), limit=limit)
+    pressures = [math.copysign(limit * (k / 16) ** 2, k) for k in range(-16, 17)]
+    expected = [response.at(pressure) for pressure in pressures]
+    np.testing.assert_allclose(response.curve.sums, expected, rtol=1e-14)
+    assert (response.curve.size, response.curve.limit) == (response.size, limit)
+    for pressure, sums in zip(pressures, expected, strict=True):
+        found, _ = response.curve.solve((1.0, 1.0), sum(sums))
+        assert found == pytest.approx(pressure, rel=1e-12)
+
+
 def test_where_the_response_is_flat_the_smallest_pressure_is_taken():
     """Effects of 1 from the second pressure above 0 on, and of -1 from the second below it."""
     sums = torch.zeros(33, 2, dtype=torch.float64)
