@@ -121,6 +121,18 @@ def test_remedies_fit_the_sign_and_what_is_in_use(target, settings, remedies, ra
     assert texts[-1].endswith(f"Rejection alone cannot do more: {remedies}")
 
 
+def test_batches_at_the_limit_count_by_their_optimizer_steps():
+    steered = controller(3.0, learning_rate=True)
+    for number, factor in ((1, 0.8**3), (2, 0.8**6)):
+        decision = steered.decide(make_batch(optimizer_steps=3))
+        assert steered.state.monitor.saturated_in_a_row == 3 * number
+        assert decision.learning_rate_factor == pytest.approx(factor)
+    within = controller("initial", learning_rate=True)
+    within.state = replace(within.state, learning_rate_factor=0.5)
+    batch = make_batch(optimizer_steps=3)
+    assert within.decide(batch).learning_rate_factor == pytest.approx(0.5 * 1.05**3)
+
+
 def test_saturation_that_comes_and_goes_is_no_warning():
     steered = controller(0.5, rule="sign")
     for step in range(60):

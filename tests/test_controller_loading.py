@@ -252,7 +252,7 @@ def test_a_state_of_the_first_version_as_it_was_written():
         "warned": [],
     }
     steered = controller("linear(initial, 0.8*initial, 30)", seed=3)
-    with pytest.warns(EntropyControlWarning, match="read for one release"):
+    with pytest.warns(EntropyControlWarning, match="its state is read for one release$"):
         steered.load_state_dict(json.loads(json.dumps(state)))
     assert steered.initial == 0.9
     assert steered.state.decisions == 2
@@ -279,5 +279,10 @@ def test_a_state_of_0_1_0_at_another_effect_level_says_so():
         "saturated_in_a_row": 0,
         "warned": [],
     }
-    with pytest.warns(EntropyControlWarning, match="another effect level than 'sampled'"):
+    with pytest.warns(EntropyControlWarning) as seen:
         steered.load_state_dict(old)
+    assert str(seen[0].message) == (
+        "the checkpoint is of entrocraft 0.1.0; its state is read for one release; it was written "
+        "at another effect level than 'sampled', whose scale and gains have another unit: give "
+        "effect='...' (the default was 'logit')"
+    )
