@@ -262,5 +262,8 @@ def test_constant_reward_groups():
     rewards = [1.0, 1.0, math.nan, 1.0, 0.0, 1.0, 0.0, 0.0, *[math.nan] * 4, *[0.3] * 3, 0.1 + 0.2]
     stats = rewarded(rewards, [0.5] * 16)
     assert stats.constant_reward.tolist() == [True] * 4 + [False] * 8 + [True] * 4
+    other = [-1.0, math.nan, -1.0, -1.0, *[1000.0] * 3, 1000.0005, *[1000.0] * 3, 1000.1]
+    stats = rewarded(other, [0.5] * 12)
+    assert stats.constant_reward.tolist() == [True] * 8 + [False] * 4
     assert not make(rewards=None).stats().constant_reward.any()
     assert not make(group=None).stats().constant_reward.any()
