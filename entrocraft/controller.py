@@ -6,7 +6,6 @@ import math
 import re
 import warnings
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from entrocraft import schedules
 from entrocraft.effects import LEVELS, BatchMeans, rollout_effects
-from entrocraft.feedback import FeedbackSettings, Pressure, Situation, TargetError
-from entrocraft.feedback.guard import Guard
+from entrocraft.feedback import FeedbackSettings, Guard, Pressure, Situation, TargetError
+from entrocraft.feedback.saturation import Remedies
 from entrocraft.method import Decision, EntropyControlWarning, Method, measured_metrics, read_batch
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
 from entrocraft.selection import (
@@ -127,7 +126,14 @@ class EntropyController(Method):
         self.sets_learning_rate = self.feedback_settings.learning_rate or pauses
         # the paper's rules compare the batch's own entropy with their band
         self.decides_in_parts = not (extra_pass or deadband)
+        if not isinstance(extra_pass, bool):
+            raise ValueError(f"extra_pass must be true or false, got {extra_pass!r}")
         self.extra_pass = extra_pass
+        self._remedies = Remedies(
+            tilt=deadband,
+            learning_rate=not (deadband or self.feedback_settings.learning_rate),
+            constant_reward_groups=not (deadband or self.selection.constant_reward_groups),
+        )
         self.seed = int(seed)
         self.state = ControllerState(feedback=self.feedback.start())
 
@@ -365,9 +371,7 @@ class EntropyController(Method):
             metrics["entropy/learning_rate_factor"] = factor
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         useful = int((active & (weights > 0)).sum())
-        monitor, texts = state.monitor.check(
-            metrics, useful, partial(self._remedies, batch.step), batch.step.optimizer_steps
-        )
+        monitor, texts = state.monitor.check(metrics, useful, self._remedies, batch.step)
         decision = Decision(
             weights,
             selection.probabilities,
@@ -394,15 +398,14 @@ class EntropyController(Method):
         """Stop or pause where the entropy has been beyond the guard's bounds for long enough."""
         if self.guard is None or after.initial is None:
             return decision, after
-        found = self.guard.crossed(decision.metrics["entropy/measured"], after.initial)
-        beyond = 0 if found is None else after.beyond + 1
+        measured = decision.metrics["entropy/measured"]
+        beyond, text = self.guard.check(measured, after.initial, after.beyond)
         after = replace(after, beyond=beyond)
-        if beyond < self.guard.batches:
+        if text is None:
             return decision, after
-        text = f"{found}, for {beyond} batches in a row"
         if self.guard.action == "stop":
-            return replace(decision, stop=f"{text}; the guard stops the run"), after
-        warned = (*decision.warnings, f"{text}; the guard leaves out its update")
+            return replace(decision, stop=text), after
+        warned = (*decision.warnings, text)
         return replace(decision, learning_rate_factor=0.0, warnings=warned), after
 
     def post_update(self, change: float, stderr: float, trained: bool = True) -> None:
@@ -410,28 +413,6 @@ class EntropyController(Method):
         if (memory := self.state.feedback) is not None:
             memory = memory.update_change(change, stderr, trained)
             self.state = replace(self.state, feedback=memory)
-
-    def _remedies(self, step: StepInfo, below: bool) -> list[str]:
-        """What a user can change where rejection is at its limit."""
-        rate = "" if step.learning_rate is None else f" (now {step.learning_rate:.2g})"
-        if self.rule is not None and self.rule.deadband:
-            found = ["use rule='tilt'"]
-        elif not self.selection.constant_reward_groups:
-            found = [
-                "let all-correct and all-wrong groups join "
-                "(selection=SelectionSettings(constant_reward_groups=True))"
-            ]
-        else:
-            found = []
-        if not below:
-            return [f"raise the learning rate{rate}", "give the schedule more steps", *found]
-        lower = [f"lower the learning rate{rate}"]
-        if not self.feedback_settings.learning_rate:
-            lower.append(
-                "let the controller do so while it is needed "
-                "(feedback=FeedbackSettings(learning_rate=True))"
-            )
-        return [*lower, "ask for less entropy", *found]
 
     # State ------------------------------------------------------------------------------------
 
@@ -453,9 +434,8 @@ class EntropyController(Method):
                 "checkpoint written by another version of entrocraft?"
             )
         try:
-            known = _of_version_2(state) if version == 2 else state
             remembers = self.feedback.start() is not None
-            found = ControllerState.from_dict(known, remembers, self.feedback.limit)
+            found = ControllerState.from_dict(state, remembers, self.feedback.limit)
             self._target.check(found.initial)
         except TargetError:
             raise
@@ -482,15 +462,11 @@ class EntropyController(Method):
 
     def _settings(self) -> str:
         """Return repr without addresses: those of plain functions change from run to run."""
-        sections = f"{self.feedback_settings!r}, {self.selection!r}, remeasure={self.remeasure}"
+        sections = (
+            f"{self.feedback_settings!r}, {self.selection!r}, "
+            f"remeasure={self.remeasure}, extra_pass={self.extra_pass}, guard={self.guard!r}"
+        )
         return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{self!r} with {sections}")
-
-
-def _of_version_2(state: dict[str, Any]) -> dict[str, Any]:
-    """Read the state that entrocraft 0.1.0 wrote."""
-    monitor = {"gap": 0.0} | {key: state[key] for key in ("saturated_in_a_row", "warned")}
-    renamed = {"initial": state["goal"]["initial"], "feedback": state["observer"]}
-    return {**state, **renamed, "monitor": monitor}
 
 
 def _followed(scale: float, stats: RolloutStats, effects: Tensor) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 from entrocraft.effects import BatchMeans
 from entrocraft.feedback.filter import EntropyFilter, finite
 from entrocraft.feedback.saturation import SaturationMonitor
-from entrocraft.selection import ResponseCurve
+from entrocraft.selection.response import SHAPE, ResponseCurve
 
 __all__ = ["ControllerState", "LastBatch"]
 
@@ -67,6 +67,7 @@ class ControllerState:
             and {
                 "measured": last.measured,
                 "size": last.curve.size,
+                "limit": last.curve.limit,
                 "sums": last.curve.sums.tolist(),
                 "means": asdict(last.means),
             },
@@ -77,13 +78,15 @@ class ControllerState:
         """Make it from what `as_dict` gave.
 
         Args:
-            state: as JSON gives it.
+            state: as JSON gives it, of the present version or of 0.1.0's.
             remembers: whether the feedback has a memory.
-            limit: largest pressure.
+            limit: largest pressure; a last batch whose response is for another one is forgotten.
 
         Raises:
             ValueError, KeyError, TypeError: a number that is missing or makes no sense.
         """
+        if state["version"] == 2:
+            state = _of_version_2(state)
         initial = None if state["initial"] is None else float(finite(state["initial"], ()))
         scale = float(finite(state["scale"], ()))
         factor = float(finite(state.get("learning_rate_factor", 1.0), ()))
@@ -98,13 +101,14 @@ class ControllerState:
         if decisions < 0 or beyond < 0 or not isinstance(warned, (list, tuple)):
             raise ValueError(f"{decisions} decisions and warnings {warned!r}")
         if last is not None:
-            size = float(finite(last["size"], ()))
-            curve = ResponseCurve(finite(last["sums"], (33, 2)), size, limit)
+            size, made_for = float(finite(last["size"], ())), float(finite(last["limit"], ()))
+            curve = ResponseCurve(finite(last["sums"], SHAPE), size, made_for)
             numbers = {name: float(finite(value, ())) for name, value in last["means"].items()}
             means = BatchMeans(**numbers)
             if not (size >= 0 and means.tokens > 0 and means.weight > 0):
                 raise ValueError(f"effects of size {size}, and {means}: all count from 0 up")
             last = LastBatch(float(finite(last["measured"], ())), curve, means)
+            last = last if curve.limit == limit else None
         return cls(
             decisions,
             initial,
@@ -115,3 +119,10 @@ class ControllerState:
             beyond,
             last,
         )
+
+
+def _of_version_2(state: dict[str, Any]) -> dict[str, Any]:
+    """Read the state that entrocraft 0.1.0 wrote."""
+    monitor = {"gap": 0.0} | {key: state[key] for key in ("saturated_in_a_row", "warned")}
+    renamed = {"initial": state["goal"]["initial"], "feedback": state["observer"]}
+    return {**state, **renamed, "monitor": monitor}

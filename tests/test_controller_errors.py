@@ -21,7 +21,8 @@ JOIN = (
     "(selection=SelectionSettings(constant_reward_groups=True))"
 )
 AUTOMATIC = (
-    "let the controller do so while it is needed (feedback=FeedbackSettings(learning_rate=True))"
+    "in TRL let the controller do so while it is needed "
+    "(feedback=FeedbackSettings(learning_rate=True))"
 )
 
 
@@ -79,7 +80,9 @@ def test_saturation_warns_once_and_not_at_the_first_step(rule):
         repeat(steered, make_batch(), 70)
     assert len(seen) == 2
     text = str(seen[0].message)
-    assert text.endswith(f"{AUTOMATIC}, ask for less entropy or {JOIN if rule == 'tilt' else TILT}")
+    # the learning rate's feedback is for the rule tilt
+    first, last = (f", {AUTOMATIC}", JOIN) if rule == "tilt" else ("", TILT)
+    assert text.endswith(f"lower the learning rate{first}, ask for less entropy or {last}")
     resumed = controller(3.0, rule=rule)
     resumed.load_state_dict(steered.state_dict())
     for step in range(80, 120):

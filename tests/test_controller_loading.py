@@ -60,6 +60,7 @@ BROKEN_PARTS = [
     *(("last.means.weight", value) for value in (None, "x", math.inf, 0.0)),
     *(("last.means.logprob", value) for value in (None, "x", math.nan, HUGE, [0.0])),
     ("last.means.other", 1.0),
+    *(("last.limit", value) for value in (None, "x", math.nan)),
 ]
 
 
@@ -74,19 +75,26 @@ def put(state, path, change):
     return state
 
 
+def in_parts():
+    """Controller that has decided on batches in their loss."""
+    steered = controller(0.45, learning_rate=True)
+    for step in range(3):
+        stats, place = make_batch(step).stats(), make_batch(step).step_info()
+        chosen = steered.begin(place)
+        weights, _ = steered.decide_part(stats, chosen, 0)
+        steered.finish(stats, place, chosen, weights)
+    return steered
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        pytest.param(
-            *case,
-            id=f"{case[0]}={str(case[1])[:12]}",
-        )
-        for case in BROKEN
+        pytest.param(path, value, id=f"{path}={str(value)[:12]}")
+        for path, value in [*BROKEN, *BROKEN_PARTS]
     ],
 )
 def test_a_broken_state_is_refused_and_changes_nothing(path, value):
-    steered = controller()
-    repeat(steered, make_batch(), 3)
+    steered = in_parts()
     before, state = json.dumps(steered.state_dict()), steered.state
     broken = put(steered.state_dict(), path, lambda inner, name: inner.update({name: value}))
     with pytest.raises(ValueError, match="state does not fit EntropyController"):
@@ -114,31 +122,6 @@ def test_a_state_with_a_part_missing_is_refused_and_changes_nothing(version):
         assert json.dumps(steered.state_dict()) == before, path
 
 
-def in_parts():
-    """Controller that has decided on batches in their loss."""
-    steered = controller(0.45, learning_rate=True)
-    for step in range(3):
-        stats, place = make_batch(step).stats(), make_batch(step).step_info()
-        chosen = steered.begin(place)
-        weights, _ = steered.decide_part(stats, chosen, 0)
-        steered.finish(stats, place, chosen, weights)
-    return steered
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [pytest.param(*case, id=f"{case[0]}={str(case[1])[:12]}") for case in BROKEN_PARTS],
-)
-def test_a_broken_last_batch_is_refused_and_changes_nothing(path, value):
-    steered = in_parts()
-    before, state = json.dumps(steered.state_dict()), steered.state
-    broken = put(steered.state_dict(), path, lambda inner, name: inner.update({name: value}))
-    with pytest.raises(ValueError, match="state does not fit EntropyController"):
-        steered.load_state_dict(broken)
-    assert steered.state is state
-    assert json.dumps(steered.state_dict()) == before
-
-
 def test_a_last_batch_with_a_part_missing_is_refused():
     steered = in_parts()
     whole, before = steered.state_dict(), json.dumps(steered.state_dict())
@@ -147,6 +130,15 @@ def test_a_last_batch_with_a_part_missing_is_refused():
         with pytest.raises(ValueError, match="state does not fit EntropyController"):
             steered.load_state_dict(put(whole, f"last.{name}", lambda inner, key: inner.pop(key)))
         assert json.dumps(steered.state_dict()) == before, name
+
+
+def test_a_last_batch_of_another_largest_pressure_is_forgotten():
+    """Its response is for pressures up to that one."""
+    steered, other = in_parts(), controller(0.45, learning_rate=True, limit=4.0)
+    with pytest.warns(EntropyControlWarning, match=r"limit=8\.0.* this one is .*limit=4\.0"):
+        other.load_state_dict(steered.state_dict())
+    assert other.state.last is None
+    assert other.state.feedback.entropy == steered.state.feedback.entropy
 
 
 def test_a_state_without_the_new_keys_is_one_that_decided_before_the_loss():

@@ -40,8 +40,25 @@ class Guard:
         if not isinstance(self.batches, int) or self.batches < 1:
             raise ValueError(f"guard.batches must be at least 1, got {self.batches!r}")
 
-    def crossed(self, measured: float, initial: float) -> str | None:
-        """Say which bound the entropy is beyond; None if it is within both."""
+    def check(self, measured: float, initial: float, beyond: int) -> tuple[int, str | None]:
+        """Look at one batch.
+
+        Args:
+            measured: its entropy, nats per token.
+            initial: the run's first.
+            beyond: batches in a row that were beyond a bound before it.
+
+        Returns:
+            The same with this batch, and what there is to say if that is too many.
+        """
+        if (found := self._crossed(measured, initial)) is None:
+            return 0, None
+        if beyond + 1 < self.batches:
+            return beyond + 1, None
+        done = "stops the run" if self.action == "stop" else "leaves out its update"
+        return beyond + 1, f"{found}, for {beyond + 1} batches in a row; the guard {done}"
+
+    def _crossed(self, measured: float, initial: float) -> str | None:
         for bound, side in ((self.low, "below"), (self.high, "above")):
             if bound is None:
                 continue

@@ -13,10 +13,13 @@ from entrocraft.effects import BatchMeans, rollout_effects
 from entrocraft.rollouts.batch import RolloutStats
 from entrocraft.selection.rules import SUCCESS, Rule, RuleInput, Selection, SelectionSettings
 
-__all__ = ["Response", "ResponseCurve", "rule_input"]
+__all__ = ["SHAPE", "Response", "ResponseCurve", "rule_input"]
 
 _HALF_GRID = 16  # pressures on either side of 0, closer together near it
 _MOST_ROLLOUTS = 2**15
+
+SHAPE = (2 * _HALF_GRID + 1, 2)
+"""Of `ResponseCurve.sums`: pressures of the grid, signs of the advantage."""
 
 
 def rule_input(
@@ -131,7 +134,7 @@ class ResponseCurve:
     """A batch's response on a grid of pressures: all that planning needs to know of its rollouts.
 
     Attributes:
-        sums: (33, 2), expected sums of the kept effects, of positive and of negative advantages.
+        sums: `SHAPE`, expected sums of the kept effects, of positive and of negative advantages.
         size: sum of the absolute effects of the active rollouts.
         limit: largest pressure.
     """
@@ -141,8 +144,8 @@ class ResponseCurve:
     limit: float
 
     def __post_init__(self) -> None:
-        if tuple(self.sums.shape) != (2 * _HALF_GRID + 1, 2):
-            raise ValueError(f"a response has 33 pressures, got {tuple(self.sums.shape)}")
+        if tuple(self.sums.shape) != SHAPE:
+            raise ValueError(f"a response has the shape {SHAPE}, got {tuple(self.sums.shape)}")
 
     @property
     def ends(self) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -8,6 +8,7 @@ micro-batch, before the optimizer's step, the processes exchange their sums.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ __all__ = ["ROW", "LossDecision", "LossHook"]
 ROW = "entrocraft_row"
 
 
-class LossHook:
+class LossHook(ABC):
     """Comes between TRL's scoring of a micro-batch and its loss, which reads advantages after it.
 
     Subclasses say in `waits_for` which micro-batches they want, and in `forward` what they do.
@@ -39,17 +40,17 @@ class LossHook:
     def __init__(self) -> None:
         self._inputs: dict[str, Any] | None = None
 
+    @abstractmethod
     def waits_for(self, inputs: dict[str, Any]) -> bool:
         """Whether this is wanted in the loss of these rollouts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, score: Callable[[], tuple[Any, Tensor | None]]) -> Any:
         """TRL's log-prob pass inside the loss.
 
         Args:
             score: makes the pass; returns what TRL expects and the tokens' sensitivity.
         """
-        raise NotImplementedError
 
     def loss(self, compute: Callable[..., Tensor], model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss `compute(model, inputs)` with this in it."""

@@ -49,12 +49,13 @@ def test_a_resumed_run_goes_on_counting():
 
 def test_the_bounds_themselves_are_allowed():
     guard = Guard(low=0.25, high="2*initial")
-    assert guard.crossed(0.25, 0.5) is None
-    assert guard.crossed(1.0, 0.5) is None
-    assert guard.crossed(0.2, 0.5) == "entropy is 0.2 nats per token, below the bound 0.25"
-    assert guard.crossed(1.5, 0.5) == "entropy is 1.5 nats per token, above the bound 1"
+    assert guard.check(0.25, 0.5, 7) == (0, None)
+    assert guard.check(1.0, 0.5, 7) == (0, None)
+    low, high = (guard.check(measured, 0.5, 2)[1] for measured in (0.2, 1.5))
+    assert low.startswith("entropy is 0.2 nats per token, below the bound 0.25, for 3 batches")
+    assert high.startswith("entropy is 1.5 nats per token, above the bound 1, for 3 batches")
     # rounding may leave the entropy of a deterministic policy a hair below 0
-    assert Guard(low="initial").crossed(0.0, -1e-12) is None
+    assert Guard(low="initial").check(0.0, -1e-12, 7) == (0, None)
 
 
 def test_what_is_said():

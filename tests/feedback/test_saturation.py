@@ -2,13 +2,11 @@
 
 import pytest
 
-from entrocraft.feedback.saturation import SaturationMonitor
+from entrocraft.feedback.saturation import Remedies, SaturationMonitor
+from entrocraft.rollouts import StepInfo
 
-
-def remedies(below):
-    if below:
-        return ["ask for less", "wait", "lower the learning rate"]
-    return ["raise the learning rate"]
+STEP = StepInfo(0, learning_rate=3e-4)
+REMEDIES = Remedies(tilt=True)
 
 
 def metrics(saturated=1.0, pressure=8.0, measured=0.4):
@@ -25,7 +23,7 @@ def watch(monitor, saturated, useful=5, **numbers):
     """Monitor after these decisions, and the texts of each."""
     texts = []
     for value in saturated:
-        monitor, new = monitor.check(metrics(value, **numbers), useful, remedies)
+        monitor, new = monitor.check(metrics(value, **numbers), useful, REMEDIES, STEP)
         texts.append(new)
     return monitor, texts
 
@@ -40,7 +38,8 @@ def test_a_target_above_reach_is_told_after_ten_batches_and_after_forty():
     assert text == (
         "entropy has been below its schedule for 10 optimizer steps with rejection at its limit: "
         "target 0.600, measured 0.400 nats per token, keeping 25% of the rollouts. Rejection alone "
-        "cannot do more: ask for less, wait or lower the learning rate"
+        "cannot do more: lower the learning rate (now 0.0003), ask for less entropy or use "
+        "rule='tilt'"
     )
     (text,) = texts[39]
     assert text == (
@@ -54,15 +53,18 @@ def test_a_target_below_reach_has_the_other_remedy():
     assert monitor.saturated_in_a_row == -10
     (text,) = texts[9]
     assert "entropy has been above its schedule for 10 optimizer steps" in text
-    assert text.endswith("cannot do more: raise the learning rate")
+    assert text.endswith(
+        "cannot do more: raise the learning rate (now 0.0003), give the schedule more steps or use "
+        "rule='tilt'"
+    )
 
 
 def test_the_gap_is_the_mean_over_the_batches_at_the_limit():
     monitor = SaturationMonitor()
     for measured in (0.5, 0.3, 0.4):
-        monitor, _ = monitor.check(metrics(measured=measured), 5, remedies)
+        monitor, _ = monitor.check(metrics(measured=measured), 5, REMEDIES, STEP)
     assert monitor.gap == pytest.approx(-0.2)
-    monitor, _ = monitor.check(metrics(pressure=-8.0, measured=0.7), 5, remedies)
+    monitor, _ = monitor.check(metrics(pressure=-8.0, measured=0.7), 5, REMEDIES, STEP)
     assert (monitor.saturated_in_a_row, monitor.gap) == (-1, pytest.approx(0.1))
 
 
@@ -95,17 +97,17 @@ def test_an_emptied_batch_is_told_once_and_at_once():
 @pytest.mark.parametrize("useful", [0, 1])
 def test_it_is_never_changed_in_place(useful):
     monitor = SaturationMonitor(9, -0.2)
-    first = monitor.check(metrics(), useful, remedies)
+    first = monitor.check(metrics(), useful, REMEDIES, STEP)
     assert monitor == SaturationMonitor(9, -0.2)
-    assert monitor.check(metrics(), useful, remedies) == first
+    assert monitor.check(metrics(), useful, REMEDIES, STEP) == first
 
 
 def test_a_batch_counts_by_its_optimizer_steps():
     monitor, texts = SaturationMonitor(), []
     for measured in (0.5, 0.4, 0.3):
-        monitor, new = monitor.check(metrics(measured=measured), 5, remedies, steps=4.0)
+        monitor, new = monitor.check(metrics(measured=measured), 5, REMEDIES, StepInfo(0, 4.0))
         texts.append(len(new))
     assert (monitor.saturated_in_a_row, texts) == (12, [0, 0, 1])
     assert monitor.gap == pytest.approx(-0.2)
-    monitor, _ = SaturationMonitor().check(metrics(), 5, remedies, steps=0.25)
+    monitor, _ = SaturationMonitor().check(metrics(), 5, REMEDIES, StepInfo(0, 0.25))
     assert monitor.saturated_in_a_row == 1
