@@ -46,6 +46,7 @@ from entrocraft.lab.tasks.store import stored_problems
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.lab.training.run import prepare_model
 from entrocraft.lab.training.trainer import build_trainer
+from entrocraft.selection import SelectionSettings
 from entrocraft.settings import ControlSettings
 from entrocraft.storage import write_atomically
 
@@ -95,7 +96,7 @@ WORLDS: dict[str, tuple[Callable[[str, str], float], PreTrainedConfig]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """Settings of one run; `control` is off, on, or with learning-rate feedback."""
+    """Settings of one run; `control` is off, on, learning-rate feedback or floor 0.02."""
 
     world: str
     learning_rate: float
@@ -132,6 +133,14 @@ def cells() -> Iterator[Cell]:
     for world in ("ascending", "copied", "alternating"):
         for rate, control, seed in itertools.product((3e-4, 1e-3, 3e-3), controls, (0, 1, 2)):
             yield Cell(world, rate, control, seed=seed)
+    # added when the cells above were there: LoRA moves nothing at their rates; what the floor does
+    for rate, control in itertools.product((3e-2, 1e-1), controls):
+        yield Cell("vowels", rate, control, lora=True)
+        yield Cell("vowels", rate, control, lora=True, iterations=2)
+    for seed in (0, 1, 2):
+        for world, rate in (("vowels", 3e-3), ("vowels", 6e-3), ("countdown", 3e-4)):
+            yield Cell(world, rate, "floor 0.02", seed=seed)
+        yield Cell("countdown", 3e-4, seed=seed)
 
 
 def run(cell: Cell) -> dict[str, Any]:
@@ -140,6 +149,7 @@ def run(cell: Cell) -> dict[str, Any]:
         rule=None if cell.control == "off" else "tilt",
         schedule=None if cell.control == "off" else SCHEDULE,
         feedback=FeedbackSettings(learning_rate=cell.control == "learning-rate feedback"),
+        selection=SelectionSettings(floor=0.02 if cell.control == "floor 0.02" else 0.0),
     )
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
