@@ -405,47 +405,48 @@ def other_table(data: dict[str, Any]) -> str:
 
 
 def reach_rows(data: dict[str, Any]) -> pd.DataFrame:
-    """Cells of `reach.py`, means over seeds: one row for each world, setting and learning rate."""
-    cells = pd.DataFrame(data["cells"].values())
-    setting = cells["rollouts"].astype(str) + " rollouts"
+    """Cells of `reach.py`: one row for each world, setting and learning rate; lists over seeds."""
+    cells = pd.DataFrame(data["cells"].values()).sort_values("seed", kind="stable")
+    setting = cells["rollouts"].astype(str)
     setting += cells["updates"].map(lambda n: f", {n} updates" if n > 1 else "")
     setting += cells["iterations"].map(lambda n: f", {n} iterations" if n > 1 else "")
     setting += cells["lora"].map({True: ", LoRA", False: ""})
     setting += cells["optimizer"].map(lambda name: ", SGD" if name == "sgd" else "")
     cells["setting"] = setting
     for key in ("error", "bias"):
-        cells[key] = cells[key] / cells["initial"]
+        cells[key] = 100 * cells[key] / cells["initial"]
     values = ["initial", "entropy_end", "error", "bias", "reward_end"]
     index = ["world", "setting", "learning_rate"]
-    return cells.pivot_table(values, index, "control", sort=False).dropna(how="all")
+    worlds = list(dict.fromkeys(cells["world"]))
+    table = cells.pivot_table(values, index, "control", aggfunc=list)
+    return table.sort_index(level="world", key=lambda names: names.map(worlds.index))
 
 
 def reach_table(data: dict[str, Any]) -> str:
-    """Where the schedule is held, with control alone and with learning-rate feedback."""
-    rows = []
-    for (world, setting, rate), found in reach_rows(data).iterrows():
+    """Where the schedule is held, in three columns of errors."""
+    table, rows = reach_rows(data), []
+    controls = {"on": "control", "learning-rate feedback": "rate lowered", "floor 0.02": "floor"}
+    for (world, setting, rate), found in table.iterrows():
 
-        def shown(key: str, control: str, form: str, found: pd.Series = found) -> str:
-            value = found.get((key, control), math.nan)
-            return "" if math.isnan(value) else format(value, form)
+        def shown(key: str, control: str, digits: int, found: pd.Series = found) -> str:
+            values = found.get((key, control))
+            return number(values, digits) if isinstance(values, list) else ""
 
-        rows.append(
-            {
-                "world": world,
-                "setting": setting,
-                "learning rate": f"{rate:g}",
-                "free run ends at": shown("entropy_end", "off", ".2f"),
-                "start": f"{found['initial'].mean():.2f}",
-                "error": shown("error", "on", ".1%"),
-                "bias": shown("bias", "on", "+.1%"),
-                "error, rate lowered": shown("error", "learning-rate feedback", ".1%"),
-                "reward: free, controlled, rate lowered": ", ".join(
-                    shown("reward_end", control, ".2f")
-                    for control in ("off", "on", "learning-rate feedback")
-                ),
-            }
-        )
+        row = {"world": world, "rollouts": setting, "learning rate": f"{rate:g}"}
+        row["free run, nats"] = shown("entropy_end", "off", 2)
+        for control, name in controls.items():
+            row[f"error, {name}"] = shown("error", control, 1)
+        row |= {"bias": shown("bias", "on", 1), "reward, free": shown("reward_end", "off", 2)}
+        for control, name in list(controls.items())[:2]:
+            row[name] = shown("reward_end", control, 2)
+        rows.append(row)
     return markdown(pd.DataFrame(rows))
+
+
+def _error_center(values: list[float]) -> float:
+    found = interval(values)
+    assert found is not None, "a cell has an error"
+    return found.center
 
 
 def reach_figure(data: dict[str, Any]) -> Figure:
@@ -456,24 +457,30 @@ def reach_figure(data: dict[str, Any]) -> Figure:
     figure = empty_figure(WIDE, 3.2 * len(worlds))
     axes = figure.subplots(len(worlds), 1, squeeze=False)[:, 0]
     for axis, world in zip(axes, worlds, strict=True):
-        axis.set(title=world, xscale="log", yscale="log", ylabel="error, share of the start")
+        axis.set(title=world, xscale="log", yscale="log", ylabel="error, % of the start")
         for setting, part in table.loc[world].groupby("setting", sort=False):
-            rates = part.index.get_level_values("learning_rate")
             color = PALETTE[settings.index(setting) % len(PALETTE)]
             for control, line in (("on", "-"), ("learning-rate feedback", ":")):
                 if ("error", control) in part:
-                    errors = part["error", control].clip(lower=5e-4)
+                    there = part["error", control].dropna()
+                    rates = there.index.get_level_values("learning_rate")
+                    errors = [max(_error_center(values), 0.05) for values in there]
                     axis.plot(rates, errors, line, color=color, marker="o", markersize=4)
-        axis.set_yticks([0.001, 0.003, 0.01, 0.03, 0.1], ["0.1 %", "0.3 %", "1 %", "3 %", "10 %"])
+        axis.set_yticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
         rates = sorted(set(table.loc[world].index.get_level_values("learning_rate")))
         axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axis.set_ylim(0.04, 40)
         axis.minorticks_off()
     axes[-1].set_xlabel("learning rate")
     lines = [Line2D([], [], color=PALETTE[i % len(PALETTE)]) for i in range(len(settings))]
     lines += [Line2D([], [], color=INK, linestyle=style) for style in ("-", ":")]
     figure.legend(
         lines,
-        [*settings, "control alone", "learning rate lowered at the limit"],
+        [
+            *(f"{name} rollouts" if name.isdigit() else name for name in settings),
+            "control alone",
+            "learning rate lowered at the limit",
+        ],
         loc="outside lower center",
         ncols=3,
     )
