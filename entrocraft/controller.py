@@ -82,6 +82,8 @@ class EntropyController(Method):
         extra_pass: whether a trainer that does not score a batch before its update makes one pass
             more to do so. Otherwise TRL decides inside its loss, under a pressure that the batch
             before has set, and verl takes the log-probabilities of its rollout engine.
+        drop_rejected: whether rejected rollouts leave TRL's update, which then costs less and has
+            the same gradient. It needs to know them before the update, as with `extra_pass`.
         guard: bounds of the entropy beyond which the run stops or its updates pause.
         seed: of the controller's own generator; the global one is never touched.
 
@@ -99,6 +101,7 @@ class EntropyController(Method):
         selection: SelectionSettings | None = None,
         remeasure: float | None = None,
         extra_pass: bool = False,
+        drop_rejected: bool = False,
         guard: Guard | None = None,
         seed: int = 0,
     ) -> None:
@@ -125,10 +128,11 @@ class EntropyController(Method):
         pauses = guard is not None and guard.action == "pause"
         self.sets_learning_rate = self.feedback_settings.learning_rate or pauses
         # the paper's rules compare the batch's own entropy with their band
-        self.decides_in_parts = not (extra_pass or deadband)
-        if not isinstance(extra_pass, bool):
-            raise ValueError(f"extra_pass must be true or false, got {extra_pass!r}")
-        self.extra_pass = extra_pass
+        self.decides_in_parts = not (extra_pass or drop_rejected or deadband)
+        for name, value in (("extra_pass", extra_pass), ("drop_rejected", drop_rejected)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
+        self.extra_pass, self.drop_rejected = extra_pass, drop_rejected
         self._remedies = Remedies(
             tilt=deadband,
             learning_rate=not (deadband or self.feedback_settings.learning_rate),

@@ -135,6 +135,7 @@ class Method:
         decides_in_parts: whether `begin`, `decide_part` and `finish` can stand in for `decide`.
         extra_pass: whether a batch that the trainer does not score before its update is scored in
             a pass of its own all the same.
+        drop_rejected: whether rollouts without a gradient leave the trainer's update.
         remeasure: share of the prompts, in [0, 1], that the adapter scores once more after the
             batch's last update and reports to `post_update`.
         hosted: whether the method has been in a trainer before.
@@ -154,6 +155,7 @@ class Method:
     sets_learning_rate = False
     decides_in_parts = False
     extra_pass = False
+    drop_rejected = False
     remeasure = 0.0  # not annotated, and so no arguments of the constructor
     hosted = False
     seed = 0

@@ -31,6 +31,8 @@ class ControlSettings:
             takes all with the rule tilt, else none.
         extra_pass: whether a trainer that does not score a batch before its update makes one pass
             more to do so.
+        drop_rejected: whether rejected rollouts leave TRL's update, which then costs less and has
+            the same gradient; they have to be known before it, as with `extra_pass`.
         guard: bounds of the entropy beyond which the run stops or its updates pause.
     """
 
@@ -42,6 +44,7 @@ class ControlSettings:
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     remeasure: float | None = None
     extra_pass: bool = False
+    drop_rejected: bool = False
     guard: Guard | None = None
 
     def build(self, seed: int) -> Method:
@@ -64,13 +67,15 @@ class ControlSettings:
                 selection=self.selection,
                 remeasure=self.remeasure,
                 extra_pass=self.extra_pass,
+                drop_rejected=self.drop_rejected,
                 guard=self.guard,
                 seed=seed,
             )
         if self.rule not in methods.METHODS:
             names = ", ".join([*RULES, *methods.METHODS])
             raise ValueError(f"unknown rule {self.rule!r}; choose null or one of {names}")
-        for name in ("effect", "feedback", "selection", "remeasure", "extra_pass", "guard"):
+        own = ("effect", "feedback", "selection", "remeasure", "extra_pass", "drop_rejected")
+        for name in (*own, "guard"):
             if getattr(self, name) != getattr(ControlSettings(), name):
                 raise ValueError(
                     f"control.{name} is {getattr(self, name)!r}; the method {self.rule!r} does not "

@@ -195,6 +195,8 @@ def _method(args: Any) -> Method:
             f"{VARIABLE}.rule is {method.name!r}, which works inside the trainer's loss or on its "
             "options; in slime choose tilt, sign, switch or a baseline that works on advantages"
         )
+    if method.drop_rejected:
+        raise ValueError(f"{VARIABLE}.drop_rejected is for TRL; leave it out")
     if method.sets_learning_rate:
         raise ValueError(
             f"{VARIABLE} asks for changes of the learning rate between batches (feedback."

@@ -18,6 +18,7 @@ from entrocraft.methods import METHODS, get_method
 from entrocraft.selection import RULES
 from entrocraft.trl.adapter import GenerationBatch, SignalRecorder
 from entrocraft.trl.checkpoint import EntropyControlState
+from entrocraft.trl.dropping import RowDropping
 from entrocraft.trl.extra import join_extra_rollouts
 from entrocraft.trl.in_loss import LossDecision, LossHook
 from entrocraft.trl.options import DecisionCallback, apply_settings, check_loss, with_options
@@ -53,6 +54,7 @@ class EntropyControlMixin(_Trainer):
     entropy_control: Method | None = None
     last_decision: Decision | None = None
     _tokens: TokenHook | None = None
+    _dropping: RowDropping | None = None
     _in_loss: LossDecision | None = None
     _remeasuring: Remeasuring | None = None
     _rollout_rewards: Tensor | None = None
@@ -84,6 +86,8 @@ class EntropyControlMixin(_Trainer):
         self.add_callback(DecisionCallback(self))
         if method.token_scope or method.uses_bonus:
             self._tokens = TokenHook(self, method)
+        if method.drop_rejected:
+            self._dropping = RowDropping(self)
         if method.decides_in_parts and LossDecision.possible(self, method):
             self._in_loss = LossDecision(self._decided)
         self.add_callback(EntropyControlState.of(method))
@@ -101,13 +105,19 @@ class EntropyControlMixin(_Trainer):
         return compute(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: Any) -> Tensor:
+        if self.model.training and self._dropping is not None:
+            return self._dropping.loss(self._hooked_loss, model, inputs)
+        return self._hooked_loss(model, inputs)
+
+    def _hooked_loss(self, model: Any, inputs: Any) -> Tensor:
+        compute = super()._compute_loss
         if self.model.training:
             for hook in self._hooks:
                 if hook.waits_for(inputs):
-                    return hook.loss(super()._compute_loss, model, inputs)
+                    return hook.loss(compute, model, inputs)
             if self._tokens is not None:
-                return self._tokens.loss(super()._compute_loss, model, inputs)
-        return super()._compute_loss(model, inputs)
+                return self._tokens.loss(compute, model, inputs)
+        return compute(model, inputs)
 
     @property
     def _hooks(self) -> list[LossHook]:

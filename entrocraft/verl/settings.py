@@ -42,6 +42,10 @@ def method_of(config: DictConfig) -> Method:
             "verl set verl's own (actor.policy_loss.loss_mode, actor.clip_ratio_high, "
             "actor.entropy_coeff), or choose a method that works on advantages"
         )
+    if method.drop_rejected:
+        raise ValueError(
+            "drop_rejected is for TRL: verl's mini-batches have one size; leave it out"
+        )
     if method.sets_learning_rate:
         raise ValueError(
             "feedback.learning_rate and guard.action=pause change the learning rate between "

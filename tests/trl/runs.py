@@ -387,6 +387,35 @@ def stopped_ranks(output_dir: Path) -> None:
     (output_dir / f"stopped-{rank}.json").write_text(json.dumps(seen))
 
 
+def dropped_ranks(output_dir: Path) -> None:
+    """Train with all rollouts in the update and with those alone that carry a gradient."""
+    for name in ("extra_pass", "drop_rejected"):
+        control = EntropyController("linear(initial, 2.5, 4)", remeasure=0, **{name: True})
+        model, passes = tiny_model(ends=True), []
+
+        def count(module: Any, inputs: Any, output: Any, passes: list = passes) -> None:
+            if torch.is_grad_enabled():
+                passes.append(len(output.last_hidden_state))
+
+        model.base_model.register_forward_hook(count)
+        trainer = make_trainer(
+            model=model,
+            entropy_control=control,
+            per_device_train_batch_size=8,
+            steps_per_generation=2,
+            gradient_accumulation_steps=2,
+            output_dir=str(output_dir / "run"),
+        )
+        trainer.train()
+        seen = {
+            "passes": passes,
+            "model": float(sum(p.double().abs().sum() for p in trainer.model.parameters())),
+            "rejected": trainer.last_decision.weights.tolist().count(0.0),
+        }
+        rank = trainer.accelerator.process_index
+        (output_dir / f"{name}-{rank}.json").write_text(json.dumps(seen))
+
+
 def main() -> None:
     """Run as a script."""
     torch.set_num_threads(1)
@@ -401,6 +430,7 @@ def main() -> None:
         ranks(options.output_dir)
         token_ranks(options.output_dir)
         stopped_ranks(options.output_dir)
+        dropped_ranks(options.output_dir)
     else:
         train(options.output_dir, options.hold_at, options.resume)
 

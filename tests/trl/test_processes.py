@@ -24,7 +24,7 @@ def seen(tmp_path_factory):
     assert done.returncode == 0, done.stderr[-4000:]
     return {
         kind: [json.loads((path / f"{kind}-{rank}.json").read_text()) for rank in range(2)]
-        for kind in ("grpo", "rloo", "tokens", "stopped")
+        for kind in ("grpo", "rloo", "tokens", "stopped", "extra_pass", "drop_rejected")
     }
 
 
@@ -75,6 +75,20 @@ def test_rollouts_that_one_process_cannot_score_stop_both_before_the_step(seen):
         assert rank["step"] == rank["state"]["decisions"] == 2
     assert first["state"] == second["state"]
     assert first["model"] == second["model"]
+
+
+@pytest.mark.slow
+def test_processes_that_drop_rollouts_stay_in_step(seen):
+    whole, dropped = seen["extra_pass"], seen["drop_rejected"]
+    assert whole[0]["model"] == whole[1]["model"]
+    assert dropped[0]["model"] == dropped[1]["model"]
+    assert dropped[0]["model"] == pytest.approx(whole[0]["model"], rel=1e-6)
+    assert dropped[0]["rejected"] > 0
+    assert [set(rank["passes"]) for rank in whole] == [{8}] * 2
+    # as many rollouts on both, micro-batch by micro-batch: the collectives of TRL's log need it
+    assert dropped[0]["passes"] == dropped[1]["passes"]
+    assert len(dropped[0]["passes"]) == len(whole[0]["passes"])
+    assert sum(dropped[0]["passes"]) < sum(whole[0]["passes"])
 
 
 @pytest.mark.slow
