@@ -106,6 +106,7 @@ class Cell:
     lora: bool = False
     iterations: int = 1
     optimizer: str = "adamw_torch"
+    scheduler: str = "constant"
     seed: int = 0
 
     @property
@@ -141,6 +142,11 @@ def cells() -> Iterator[Cell]:
         for world, rate in (("vowels", 3e-3), ("vowels", 6e-3), ("countdown", 3e-4)):
             yield Cell(world, rate, "floor 0.02", seed=seed)
         yield Cell("countdown", 3e-4, seed=seed)
+    # for the warnings at a run's start: small batches, and learning rates that decay to 0
+    for seed, control, rate in itertools.product((0, 1, 2), ("off", "on"), (1e-3, 3e-3)):
+        for rollouts in (8, 16, 32):
+            yield Cell("vowels", rate, control, rollouts=rollouts, seed=seed)
+        yield Cell("vowels", rate, control, scheduler="linear", seed=seed)
 
 
 def run(cell: Cell) -> dict[str, Any]:
@@ -162,7 +168,11 @@ def run(cell: Cell) -> dict[str, Any]:
             max_completion_length=16 if cell.world in WORLDS else 24,
             save_every=0,
             control=control,
-            trainer={"optim": cell.optimizer, "num_iterations": cell.iterations},
+            trainer={
+                "optim": cell.optimizer,
+                "num_iterations": cell.iterations,
+                "lr_scheduler_type": cell.scheduler,
+            },
         )
         model, tokenizer, task, problems = _world(cell, config)
         if cell.lora:

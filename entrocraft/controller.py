@@ -15,6 +15,7 @@ from entrocraft import schedules
 from entrocraft.effects import LEVELS, BatchMeans, rollout_effects
 from entrocraft.feedback import FeedbackSettings, Guard, Pressure, Situation, TargetError
 from entrocraft.feedback.saturation import Remedies
+from entrocraft.feedback.start import far_from_start, start_warnings
 from entrocraft.method import Decision, EntropyControlWarning, Method, measured_metrics, read_batch
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
 from entrocraft.selection import (
@@ -157,6 +158,15 @@ class EntropyController(Method):
     def initial(self) -> float | None:
         """First measured entropy of the run, nats per token; None before the first batch."""
         return self.state.initial
+
+    def start_warnings(
+        self, steps: int | None, rollouts: float, decay: str | None = None
+    ) -> tuple[str, ...]:
+        """Which settings of a run will keep it off its schedule; see `Method.start_warnings`."""
+        if self.rule is None:
+            return ()
+        schedule = self._target.schedule
+        return start_warnings(schedule, steps=steps, rollouts=rollouts, decay=decay)
 
     def decide(self, batch: RolloutBatch | RolloutStats, step: StepInfo | None = None) -> Decision:
         """Choose the rollouts of one batch; see `Method.decide`."""
@@ -376,6 +386,10 @@ class EntropyController(Method):
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         useful = int((active & (weights > 0)).sum())
         monitor, texts = state.monitor.check(metrics, useful, self._remedies, batch.step)
+        if state.decisions == 0:
+            stderr = metrics.get("entropy/measured_stderr", math.nan)
+            far = far_from_start(metrics["entropy/target"], metrics["entropy/measured"], stderr)
+            texts = texts if far is None else (far, *texts)
         decision = Decision(
             weights,
             selection.probabilities,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from entrocraft import schedules
+from entrocraft.feedback.start import start_warnings
 from entrocraft.feedback.target import Target
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo, TokenBatch
 
@@ -196,6 +197,20 @@ class Method:
             ValueError: a target that is negative, not finite or above log(V).
         """
         self._target.prepare(vocabulary, steps, self.initial)
+
+    def start_warnings(
+        self, steps: int | None, rollouts: float, decay: str | None = None
+    ) -> tuple[str, ...]:
+        """Which settings of a run will keep entropy from following the schedule.
+
+        Args:
+            steps: optimizer steps of the run.
+            rollouts: that each of them trains on, over all processes.
+            decay: the trainer's setting by which the learning rate falls towards 0; None: it does
+                not fall.
+        """
+        schedule = self._target.schedule if self.follows else None
+        return start_warnings(schedule, steps=steps, steered=False)
 
     def target(self, step: int) -> float | None:
         """Target entropy at an optimizer step, nats per token; None while it is not known."""

@@ -35,6 +35,7 @@ __all__ = [
     "join",
     "linear",
     "piecewise",
+    "settles",
 ]
 
 Schedule = Callable[[float], float]
@@ -215,6 +216,18 @@ def is_anchored(schedule: Schedule) -> bool:
     if isinstance(schedule, _Curve) and schedule.initial is None:
         return all(level.scale == 0 for _, level in schedule.points)
     return True
+
+
+def settles(schedule: Schedule) -> int | None:
+    """Step from which on the schedule stays where it is; None if that is not known.
+
+    >>> settles(join([constant(0.4), linear(0.4, 0.2, 100)], [50]))
+    150
+    """
+    if isinstance(schedule, _Join):
+        last = settles(schedule.schedules[-1])
+        return None if last is None else schedule.boundaries[-1] + last
+    return schedule.points[-1][0] if isinstance(schedule, _Curve) else None
 
 
 def anchor(schedule: Schedule, initial: float) -> Schedule:

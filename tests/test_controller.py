@@ -17,7 +17,10 @@ from entrocraft.controller import PressureAndScale
 from entrocraft.feedback import Pressure
 from tests.batches import RULES, controller, effects_of, make_batch, nearby
 
-pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning"),
+    pytest.mark.filterwarnings("ignore:the schedule begins at:entrocraft.EntropyControlWarning"),
+]
 
 
 def test_pressure_moves_the_sum_of_kept_effects_the_wanted_way():

@@ -11,7 +11,10 @@ import torch
 from entrocraft import EntropyControlWarning
 from tests.batches import RULES, controller, make_batch, repeat
 
-pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning"),
+    pytest.mark.filterwarnings("ignore:the schedule begins at:entrocraft.EntropyControlWarning"),
+]
 
 
 @pytest.mark.parametrize("state", [{}, None, [], {"version": 1}, {"version": [3]}, "state"])

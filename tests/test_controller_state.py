@@ -11,7 +11,10 @@ from entrocraft import EntropyController, EntropyControlWarning, schedules
 from entrocraft.feedback import Guard
 from tests.batches import RULES, controller, make_batch, nearby, repeat
 
-pytestmark = pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning"),
+    pytest.mark.filterwarnings("ignore:the schedule begins at:entrocraft.EntropyControlWarning"),
+]
 
 
 def test_the_global_generator_is_never_touched():

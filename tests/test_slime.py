@@ -120,6 +120,7 @@ def test_two_ranks_take_one_decision(tmp_path):
         ("{rule: tilt}", {}, "a rule needs a schedule"),
         ("{rule: clip_b}", {}, "ENTROCRAFT.rule is 'clip_b', which works inside"),
         ("{schedule: '0.4', remeasure: 0.5}", {}, "slime hands over no model"),
+        ("{schedule: '0.4', drop_rejected: true}", {}, "drop_rejected is for TRL"),
         ("{schedule: '0.4'}", {"advantage_estimator": "ppo"}, "knows grpo, gspo, cispo"),
         ("{schedule: '0.4'}", {"context_parallel_size": 2}, "context_parallel_size is 2"),
         ("{schedule: '0.4'}", {"normalize_advantages": True}, "slime whitens what this"),

@@ -33,7 +33,7 @@ class EntropyControlState(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"method_state": self.method.state_dict()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the state back if the run resumes, and check the schedule over its whole length."""
+        """Take the state back if the run resumes, and check the schedule against the whole run."""
         name, step = type(self).__name__, state.global_step
         saved = state.stateful_callbacks.get(name)
         if step == 0:
@@ -60,6 +60,16 @@ class EntropyControlState(TrainerCallback, ExportableState):
         # the trainer expects an entry of every exporting callback when it saves
         state.stateful_callbacks.setdefault(name, self.state())
         self.method.prepare(steps=state.max_steps)
+        for text in self.method.start_warnings(state.max_steps, *_rollouts_and_decay(args)):
+            _warn(text)
+
+
+def _rollouts_and_decay(args: Any) -> tuple[int, str | None]:
+    """Rollouts of an optimizer step, and the setting by which the learning rate decays."""
+    rollouts = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    steady = kind in ("constant", "constant_with_warmup")
+    return rollouts, None if steady else f"lr_scheduler_type={kind!r}"
 
 
 def _warn(text: str) -> None:

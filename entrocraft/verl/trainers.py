@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any
 
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
@@ -15,7 +16,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from entrocraft.adapter import run_decision
 from entrocraft.effects import TOKEN_LEVELS
-from entrocraft.method import Decision, Method
+from entrocraft.method import Decision, EntropyControlWarning, Method
 from entrocraft.verl.adapter import TrainingBatch, measure
 from entrocraft.verl.checkpoint import checkpoint_folder, read_state, write_state
 from entrocraft.verl.engine import FLAG
@@ -63,10 +64,14 @@ class EntropyControlMixin(_Trainer):
 
     def fit(self, agent_loop_manager: Any) -> None:
         """Check the schedule over the whole run, then train."""
-        self.entropy_control.prepare(
-            vocabulary=max(len(self.tokenizer), self.tokenizer.vocab_size),
-            steps=round(self.total_training_steps * self._usual_steps()),
-        )
+        control, actor = self.entropy_control, self.config.actor_rollout_ref.actor
+        steps = round(self.total_training_steps * self._usual_steps())
+        control.prepare(vocabulary=max(len(self.tokenizer), self.tokenizer.vocab_size), steps=steps)
+        kind = OmegaConf.select(actor, "optim.lr_scheduler_type", default="constant")
+        decay = None if kind == "constant" else f"actor.optim.lr_scheduler_type: {kind}"
+        rollouts = actor.ppo_mini_batch_size * self.config.actor_rollout_ref.rollout.n
+        for text in control.start_warnings(steps, rollouts, decay):
+            warnings.warn(text, EntropyControlWarning, stacklevel=2)
         super().fit(agent_loop_manager)
 
     def _usual_steps(self) -> float:

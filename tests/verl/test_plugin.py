@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.trainer.ppo.v1 import get_trainer_cls
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.trainer.ppo.v1.utils import MetricsAggregator
 from verl.utils import tensordict_utils
 from verl.workers.config import ActorConfig, OptimizerConfig, PolicyLossConfig
@@ -33,7 +35,7 @@ from entrocraft.verl.checkpoint import checkpoint_folder, read_state, write_stat
 from entrocraft.verl.engine import FLAG, SENSITIVITY
 from entrocraft.verl.plugin import MODES, trainer_name
 from entrocraft.verl.settings import method_of
-from entrocraft.verl.trainers import EntropyControlMixin, check_seams
+from entrocraft.verl.trainers import EntropyControlMixin, EntropyControlSync, check_seams
 from entrocraft.verl.trajectories import Trajectories
 from tests.verl.test_trajectories import make_rows
 
@@ -271,6 +273,7 @@ def test_keys_are_those_of_the_yaml_files():
         (config(schedule="linear(1)"), "linear"),
         (config(schedule="0.4", seed="x"), "entrocraft.seed is 'x'"),
         (config(schedule="0.4", effect="gradient"), "unknown effect level 'gradient'"),
+        (config(schedule="0.4", drop_rejected=True), "drop_rejected is for TRL: verl's mini-b"),
         (config(rule="clip_cov"), "'clip_cov' works inside the trainer's loss or on its options"),
     ],
 )
@@ -300,6 +303,27 @@ def test_no_metric_is_merged_in_a_way_that_its_name_suggests_by_accident():
     assert len(names) > 15
     for name in names:
         assert MetricsAggregator()._get_aggregation_type(name) == "weighted_avg", name
+
+
+def test_settings_that_keep_entropy_off_its_schedule_are_warned_of(monkeypatch):
+    monkeypatch.setattr(PPOTrainerSync, "fit", lambda trainer, manager: None)
+    trainer = object.__new__(EntropyControlSync)
+    trainer.entropy_control = EntropyController("linear(initial, 0.5, 20)")
+    trainer.tokenizer = MagicMock(vocab_size=100)
+    trainer.total_training_steps = 4
+    actor = {"ppo_mini_batch_size": 2, "ppo_epochs": 1, "optim": {"lr_scheduler_type": "cosine"}}
+    trainer.config = OmegaConf.create(
+        {
+            "data": {"train_batch_size": 8},
+            "actor_rollout_ref": {"actor": actor, "rollout": {"n": 4}},
+        }
+    )
+    with pytest.warns(EntropyControlWarning) as seen:
+        trainer.fit(None)
+    texts = [str(warning.message) for warning in seen]
+    assert "the run ends after 16:" in texts[0]
+    assert "each optimizer step trains on 8 rollouts" in texts[1]
+    assert "(actor.optim.lr_scheduler_type: cosine)" in texts[2]
 
 
 # ---------------------------------------------------------------- the launcher
