@@ -19,7 +19,7 @@ from tests.batches import RULES, controller, effects_of, make_batch, nearby
 
 pytestmark = [
     pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning"),
-    pytest.mark.filterwarnings("ignore:the schedule begins at:entrocraft.EntropyControlWarning"),
+    pytest.mark.filterwarnings("ignore:the schedule asks for:entrocraft.EntropyControlWarning"),
 ]
 
 

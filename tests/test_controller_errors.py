@@ -15,7 +15,7 @@ from tests.batches import RULES, controller, make_batch, repeat
 
 pytestmark = [
     pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning"),
-    pytest.mark.filterwarnings("ignore:the schedule begins at:entrocraft.EntropyControlWarning"),
+    pytest.mark.filterwarnings("ignore:the schedule asks for:entrocraft.EntropyControlWarning"),
 ]
 
 TILT = "use rule='tilt'"
@@ -37,7 +37,7 @@ def test_an_emptied_batch_is_flagged_and_warned_about_once():
     batch = make_batch(advantages=torch.ones(32))
     with pytest.warns(EntropyControlWarning, match="no rollout with a non-zero advantage") as seen:
         decisions = [steered.decide(batch) for _ in range(9)]
-    assert ["begins at" in str(warning.message) for warning in seen] == [True, False]
+    assert ["asks for" in str(warning.message) for warning in seen] == [True, False]
     assert [d.metrics["entropy/empty"] for d in decisions] == [1.0] * 9
     assert [len(d.warnings) for d in decisions] == [2] + [0] * 8
     assert decisions[0].useful == 0

@@ -13,7 +13,7 @@ from tests.batches import RULES, controller, make_batch, nearby, repeat
 
 pytestmark = [
     pytest.mark.filterwarnings("error::entrocraft.EntropyControlWarning"),
-    pytest.mark.filterwarnings("ignore:the schedule begins at:entrocraft.EntropyControlWarning"),
+    pytest.mark.filterwarnings("ignore:the schedule asks for:entrocraft.EntropyControlWarning"),
 ]
 
 

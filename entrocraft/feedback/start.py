@@ -69,7 +69,7 @@ def far_from_start(target: float, initial: float, stderr: float) -> str | None:
     if gap <= _FAR * initial or gap < 3 * stderr:
         return None
     return (
-        f"the schedule begins at {target:.4g} nats per token, and entropy at {initial:.4g}: "
-        "rejection will be at its limit until they meet; begin where the run does, as in "
+        f"the schedule asks for {target:.4g} nats per token at the first batch, whose entropy is "
+        f"{initial:.4g}: rejection will be at its limit until they meet; begin there, as in "
         f"'linear(initial, {target:.4g}, 100)'"
     )

@@ -63,8 +63,8 @@ def test_a_schedule_that_begins_elsewhere():
     for target in (0.3, 0.8):
         text = far_from_start(target, 0.5, 0.01)
         assert text == (
-            f"the schedule begins at {target} nats per token, and entropy at 0.5: rejection will "
-            "be at its limit until they meet; begin where the run does, as in "
+            f"the schedule asks for {target} nats per token at the first batch, whose entropy is "
+            "0.5: rejection will be at its limit until they meet; begin there, as in "
             f"'linear(initial, {target}, 100)'"
         )
 
@@ -82,7 +82,7 @@ def test_controllers_say_what_concerns_them():
 
 def test_the_first_batch_is_compared_with_the_schedule_once():
     steered = EntropyController("constant(0.9)")
-    with pytest.warns(EntropyControlWarning, match="begins at 0.9 nats per token, and entropy"):
+    with pytest.warns(EntropyControlWarning, match="asks for 0.9 nats per token at the first"):
         steered.decide(make_batch())
     with warnings.catch_warnings():
         warnings.simplefilter("error", EntropyControlWarning)
