@@ -57,8 +57,7 @@ WIDE = 8.8
 NOTE = (
     "Numbers over seeds are interquartile means with 95 % bootstrap intervals, over two seeds the "
     "mean with the range. Tracking error: mean distance of the probe from the target after step "
-    "20, in nats per token; bias: with its sign. Time is relative to the reference, to GRPO or to "
-    "the first method."
+    "20, in nats per token; bias: with its sign."
 )
 BOUND_NOTE = (
     f"The bound is {BOUND:.3f} nats or {BOUND_SHARE:.0%} of the initial entropy, whichever is "
@@ -142,7 +141,7 @@ def _row(cell: dict[str, Any], method: str, schedule: str, seed: int, follows: b
     row |= {"steered": cell.get("steered", cell.get("controlled", follows)), "curve": curve}
     for key in ("tracking_error", "tracking_bias", "final_reward", "kept_fraction"):
         row[key] = cell[key]
-    for key in ("saturated_share", "pressure", "seconds", "probe_stderr"):
+    for key in ("saturated_share", "pressure", "probe_stderr"):
         row[key] = cell.get(key)
     row["entropy_start"], row["entropy_end"] = curve["probe"].iloc[[0, -1]]
     for name, at in cell["pass_at"].items():
@@ -235,18 +234,7 @@ def _summary(
     for title, key in (("kept", "kept_fraction"), ("saturated", "saturated_share")):
         row[title] = "".join(f"{np.mean(values):.0%}" for values in [_values(group, key)] if values)
     row["pressure"] = number(_values(group, "pressure"))
-    plain = _reference_seconds(result, part, schedule)
-    seconds = _values(group, "seconds")
-    row["time"] = f"{np.mean(seconds) / plain:.2f}" if seconds and plain else ""
     return row
-
-
-def _reference_seconds(result: Result, part: Part, schedule: str) -> float | None:
-    known = [name for name in (part.reference, "GRPO") if name in result.study.methods]
-    for name in [*known, *part.methods]:
-        if values := _values(result.group(part, name, schedule), "seconds"):
-            return float(np.mean(values))
-    return None
 
 
 def pass_keys(names: Iterable[str]) -> list[str]:
@@ -389,10 +377,18 @@ def readme_table(result: Result) -> str:
 
 def other_table(data: dict[str, Any]) -> str:
     """The table of `cost.py` or `simulator.py`."""
-    if "ratios" in data:
+    if "cases" in data:
         rows = [
-            {"method": name, "seconds of a step, plain TRL = 1": number(values)}
-            for name, values in data["ratios"].items()
+            {
+                "vocabulary": f"{case['vocabulary']:,}",
+                "updates": str(case["updates"]),
+                "control": case["method"],
+                "time of a step": number(case["time_ratios"]),
+                "peak memory": number(case["memory_ratios"]),
+                "kept": f"{np.mean(case['kept']):.0%}",
+            }
+            for case in data["cases"]
+            if case["method"] != data["plain"]
         ]
     else:
         rows = [
@@ -683,7 +679,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif options.files:
             for path in options.files:
                 data = json.loads(path.read_text())
-                other = "ratios" in data or "errors" in data
+                other = "cases" in data or "errors" in data
                 print(other_table(data) if other else tables(read(path)), end="\n\n")
         else:
             for page, made in pages().items():

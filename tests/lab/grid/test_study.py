@@ -174,7 +174,7 @@ def test_the_hash_covers_what_the_run_depends_on(settings):
 
 def test_the_tracking_study_is_complete_and_valid():
     study = Study(**yaml.safe_load((BENCHMARKS / "tracking.yaml").read_text()))
-    assert [part.name for part in study.tables[:3]] == ["main", "peers", "inner"]
+    assert [part.name for part in study.tables[:3]] == ["main", "main-4", "quarter"]
     entries = study.entries()
     assert len({entry.key for entry in entries}) == len(entries)
     assert [entry.seed for entry in entries[:7]] == [0] * 6 + [1], "seed by seed within a part"
