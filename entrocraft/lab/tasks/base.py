@@ -1,8 +1,8 @@
-"""Base class of tasks: problems in disjoint splits, worked completions, and a verifier.
+"""Base classes of tasks: problems in disjoint splits, worked completions, and a verifier.
 
-Problems come from the `reasoning_gym <https://github.com/open-thought/reasoning-gym>`_ library.
-Each has two forms: a short ``prompt`` for a character-level model and a ``question`` in natural
-language for a chat model.
+A problem has two forms: a short ``prompt`` for a character-level model and a ``question`` in
+natural language for a chat model. A `LibraryTask` has its problems from the `reasoning_gym
+<https://github.com/open-thought/reasoning-gym>`_ library.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Task(ABC):
             raise ValueError(f"size={size} problems; ask for at least 1")
         found: dict[str, Problem] = {}
         fruitless = 0
-        for candidate, attempts in self._candidates(split, seed):
+        for candidate, attempts in self.candidates(split, seed):
             fruitless += attempts
             if candidate is not None and candidate.key not in found:
                 found[candidate.key] = candidate
@@ -138,8 +138,38 @@ class Task(ABC):
                 )
         return list(found.values())
 
-    def _candidates(self, split: Split, seed: int) -> Iterator[tuple[Problem | None, int]]:
+    @abstractmethod
+    def candidates(self, split: Split, seed: int) -> Iterator[tuple[Problem | None, int]]:
         """Endless stream of problems of the split, or None, each with the attempts it took."""
+
+    @abstractmethod
+    def demonstration(self, problem: Problem, rng: random.Random, skill: float = 1.0) -> str:
+        """One worked completion of ``problem.prompt`` for supervised warm start.
+
+        It is right with probability ``skill``, else a well-formed attempt that is mostly wrong.
+        """
+
+    @abstractmethod
+    def score(self, problem: Problem, answer: str) -> float:
+        """Score in [0, 1] of an extracted answer of bounded length, whatever a model wrote.
+
+        Bound the work by the answer's length and magnitude: there is no time limit.
+        """
+
+    def verify(self, problem: Problem, completion: str) -> float:
+        """Score in [0, 1] of a completion; of one without an answer or too long 0. None raises."""
+        if not isinstance(completion, str) or len(completion) > MAX_COMPLETION_CHARACTERS:
+            return 0.0
+        answer = extract_answer(completion)
+        return self.score(problem, answer) if 0 < len(answer) <= MAX_ANSWER_CHARACTERS else 0.0
+
+
+@dataclass
+class LibraryTask(Task):
+    """A task whose problems are those of the library's dataset of the same name."""
+
+    def candidates(self, split: Split, seed: int) -> Iterator[tuple[Problem | None, int]]:
+        """Problems of the library that the task wants."""
         # Importing the library takes seconds, so it waits until problems are wanted.
         # The import draws from the global generator, whose state is put back.
         state = random.getstate()
@@ -167,24 +197,3 @@ class Task(ABC):
     @abstractmethod
     def candidate(self, entry: dict[str, Any]) -> Problem | None:
         """Turn a library entry into a problem, or ``None`` where it is not wanted."""
-
-    @abstractmethod
-    def demonstration(self, problem: Problem, rng: random.Random, skill: float = 1.0) -> str:
-        """One worked completion of ``problem.prompt`` for supervised warm start.
-
-        It is right with probability ``skill``, else a well-formed attempt that is mostly wrong.
-        """
-
-    @abstractmethod
-    def score(self, problem: Problem, answer: str) -> float:
-        """Score in [0, 1] of an extracted answer of bounded length, whatever a model wrote.
-
-        Bound the work by the answer's length and magnitude: there is no time limit.
-        """
-
-    def verify(self, problem: Problem, completion: str) -> float:
-        """Score in [0, 1] of a completion; of one without an answer or too long 0. None raises."""
-        if not isinstance(completion, str) or len(completion) > MAX_COMPLETION_CHARACTERS:
-            return 0.0
-        answer = extract_answer(completion)
-        return self.score(problem, answer) if 0 < len(answer) <= MAX_ANSWER_CHARACTERS else 0.0

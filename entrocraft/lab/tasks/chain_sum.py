@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from entrocraft.lab.tasks.base import ANSWER_INSTRUCTION, Problem, Task, check_range
+from entrocraft.lab.tasks.base import ANSWER_INSTRUCTION, LibraryTask, Problem, check_range
 from entrocraft.lab.tasks.expressions import normalize
 
 # of a wrong running total in demonstrations
@@ -18,7 +18,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,12}")
 
 
 @dataclass
-class ChainSumTask(Task):
+class ChainSumTask(LibraryTask):
     """Sums such as ``12+7-5:``; the answer is the last number of the completion.
 
     A demonstration is a running total over the terms in random order, ``7+12=19-5=14``, so that a

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from entrocraft.lab.tasks.base import ANSWER_INSTRUCTION, Problem, Task, check_range
+from entrocraft.lab.tasks.base import ANSWER_INSTRUCTION, LibraryTask, Problem, check_range
 from entrocraft.lab.tasks.expressions import evaluate, evaluate_chain, normalize
 
 _OPERATORS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
@@ -96,7 +96,7 @@ def bare_expression(chain: str) -> str:
 
 
 @dataclass
-class CountdownTask(Task):
+class CountdownTask(LibraryTask):
     """Countdown problems that some left-to-right chain of steps solves.
 
     Attributes:

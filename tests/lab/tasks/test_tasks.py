@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from entrocraft.lab.tasks import SPLITS, TASKS, Problem, extract_answer, get_task, split_of
 from entrocraft.lab.tasks.countdown import bare_expression, random_chain, solution_chains
 from entrocraft.lab.tasks.expressions import evaluate, evaluate_chain, normalize
+from entrocraft.lab.tasks.permutation_words import permutations
 
 OPERATORS = {
     "+": lambda a, b: a + b,
@@ -23,6 +24,7 @@ OPERATORS = {
 SMALL = {
     "countdown": {},
     "chain_sum": {},
+    "permutation_words": {},
 }
 
 
@@ -176,8 +178,7 @@ def test_verify_accepts_any_text(name, completion):
             "target": 21,
             "terms": [3],
             "total": 3,
-            "number": 6,
-            "factors": [2, 3],
+            "states": [7],
         },
     )
     assert 0.0 <= task.verify(problem, completion) <= 1.0
@@ -223,7 +224,7 @@ HOSTILE = [
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_verify_is_bounded(name):
     task = get_task(name)
-    metadata = {"numbers": [3, 7], "target": 21, "terms": [], "total": 20, "factors": [2, 5]}
+    metadata = {"numbers": [3, 7], "target": 21, "terms": [], "total": 20, "states": [2]}
     problem = Problem("", "", "", "", metadata)
     start = time.perf_counter()
     for completion in HOSTILE:
@@ -267,6 +268,46 @@ def test_chain_sum_answers():
         assert task.verify(problem, right) == 1.0
     for wrong in ("1", "3-5+1", "-1.5", "- 1", "1+3=4-5=1"):
         assert task.verify(problem, wrong) == 0.0
+
+
+def test_permutation_words_by_hand():
+    task = get_task("permutation_words", lengths=[1, 3])
+    tables = permutations(10, 0)
+    for problem in task.problems("train", 30):
+        digit = int(problem.key[0])
+        for letter in problem.key[1:]:
+            digit = tables[letter][digit]
+        assert problem.answer == str(digit)
+        assert len(problem.key) in (2, 4)
+    assert {len(set(table)) for table in tables.values()} == {10}
+    other = get_task("permutation_words", tables_seed=1)
+    assert permutations(10, 1) != tables
+    assert [p.key for p in other.problems("train", 5)] == [
+        p.key for p in get_task("permutation_words").problems("train", 5)
+    ]
+
+
+def test_permutation_words_answers():
+    task = get_task("permutation_words")
+    problem = Problem("3bca", "3bca:", "", "7", {"states": [5, 1, 7]})
+    for right in ("=7", ">5>1=7", ">0>0=7", "7", "<answer>7</answer>"):
+        assert task.verify(problem, right) == 1.0
+    for wrong in (">5>1>7", "=1", "77", "=", "x=7", "=7=", ">5>1=7>"):
+        assert task.verify(problem, wrong) == 0.0
+
+
+def test_permutation_words_are_worked_as_often_as_asked():
+    rng = random.Random(0)
+    [problem] = get_task("permutation_words").problems("train", 1)
+    states = problem.metadata["states"]
+    for share in (0.0, 0.25, 1.0):
+        task = get_task("permutation_words", worked=share)
+        made = [task.demonstration(problem, rng) for _ in range(400)]
+        assert set(made) <= {
+            f"={states[-1]}",
+            "".join(f">{s}" for s in states[:-1]) + f"={states[-1]}",
+        }
+        assert sum(text[0] == ">" for text in made) / 400 == pytest.approx(share, abs=0.06)
 
 
 def test_extract_answer_prefers_marked_answers():
@@ -367,6 +408,9 @@ def test_errors_name_value_and_remedy():
         get_task("countdown", operators="%")
     with pytest.raises(ValueError, match="min_terms=1"):
         get_task("chain_sum", min_terms=1)
+    for name, value in (("lengths", []), ("lengths", [13]), ("letters", 27), ("worked", 1.5)):
+        with pytest.raises(ValueError, match=f"{name}="):
+            get_task("permutation_words", **{name: value})
     with pytest.raises(ValueError, match=r"'test'.*train, probe, eval"):
         get_task("countdown").problems("test", 1)
     with pytest.raises(ValueError, match="size=0"):
