@@ -1,12 +1,13 @@
-"""Evaluation of a policy on held-out problems: pass@k, and entropy on a fixed probe."""
+"""Evaluation of a policy on held-out problems: pass@k and its kin, and entropy on a fixed probe."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,12 +35,36 @@ class Evaluation:
     samples: int  # completions per problem
     length: float  # mean response length in tokens, end token included
     finished: float  # share of responses that end by themselves
+    # of each problem: result of a completion -> how many have it, and whether they are right
+    results: tuple[dict[str, tuple[int, bool]], ...] = ()
 
     def pass_at(self, k: int) -> Estimate:
         """Probability that at least one of k samples is right; unbiased, see `pass_at_k`."""
-        values = torch.tensor([pass_at_k(self.samples, int(c), k) for c in self.correct])
-        spread = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-        return Estimate(float(values.mean()), spread)
+        return _over_problems([pass_at_k(self.samples, int(c), k) for c in self.correct])
+
+    def cover_at(self, threshold: float) -> Estimate:
+        """Cover@tau: share of the problems that at least this share of the samples solves.
+
+        2510.08325; beyond 0.5 a voter would be right, small thresholds show what is in reach.
+        """
+        return _over_problems([float(c >= threshold * self.samples) for c in self.correct])
+
+    def distinct(self) -> Estimate:
+        """Mean number of different right results among the samples of a problem."""
+        return _over_problems([sum(right for _, right in found.values()) for found in self.results])
+
+    def majority_at(self, k: int, draws: int = 200) -> Estimate:
+        """Probability that the most frequent result of k samples is right; ties are drawn.
+
+        Mean over `draws` random subsets of the samples, from a fixed seed.
+
+        Raises:
+            ValueError: k is above the number of samples.
+        """
+        if not 1 <= k <= self.samples:
+            raise ValueError(f"majority@{k} needs at least {k} samples a problem")
+        rng = np.random.default_rng(0)
+        return _over_problems([_majority(found, k, draws, rng) for found in self.results])
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -51,6 +76,68 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} needs at least {k} samples a problem, got {samples}")
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def sharpening(curve: Sequence[float]) -> float:
+    """How much of pass@K the pass@k below it miss, as a share of what pass@1 leaves to gain.
+
+    ``S = sum over k < K of (pass@K - pass@k) / ((K - 1) (1 - pass@1))`` (2610.01509), 0 where
+    nothing is left. `curve` has pass@1 to pass@K.
+
+    >>> sharpening([0.5, 0.75, 1.0])
+    0.75
+    """
+    left = (len(curve) - 1) * (1 - curve[0])
+    return float(sum(curve[-1] - value for value in curve[:-1]) / left) if left > 0 else 0.0
+
+
+def sharpening_tax(
+    before: Evaluation, after: Evaluation, most: int = 128, resamples: int = 1000
+) -> tuple[float, float, float]:
+    """Sharpening tax: `sharpening` of a policy before training less that after it (2610.01509).
+
+    Args:
+        before, after: on the same problems.
+        most: largest k that counts.
+        resamples: of the problems, in pairs, from a fixed seed.
+
+    Returns:
+        The tax and its 95 % bootstrap interval.
+    """
+    if len(before.correct) != len(after.correct):
+        raise ValueError(
+            f"{len(before.correct)} problems before and {len(after.correct)} after; the tax needs "
+            "the same problems"
+        )
+    if not 2 <= most <= min(before.samples, after.samples):
+        raise ValueError(f"most={most}; use at least 2, and at most the samples of a problem")
+    first, last = (
+        np.array([[pass_at_k(e.samples, int(c), k) for k in range(1, most + 1)] for c in e.correct])
+        for e in (before, after)
+    )
+
+    def tax(rows: Any) -> float:
+        return sharpening(first[rows].mean(0)) - sharpening(last[rows].mean(0))
+
+    rng, size = np.random.default_rng(0), len(first)
+    found = [tax(rng.integers(size, size=size)) for _ in range(resamples)]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return tax(slice(None)), float(low), float(high)
+
+
+def _over_problems(values: Sequence[float]) -> Estimate:
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return Estimate(float(np.mean(values)), spread)
+
+
+def _majority(
+    found: dict[str, tuple[int, bool]], k: int, draws: int, rng: np.random.Generator
+) -> float:
+    counts = np.array([count for count, _ in found.values()])
+    right = np.array([is_right for _, is_right in found.values()], dtype=float)
+    drawn = rng.multivariate_hypergeometric(counts, k, size=draws)
+    leads = drawn == drawn.max(axis=1, keepdims=True)
+    return float(((leads * right).sum(1) / leads.sum(1)).mean())
 
 
 def sample(
@@ -126,7 +213,7 @@ def evaluate(
     Entropy is that of the softmax at `temperature`, before top_p and the like.
     """
     asked = [problem for problem in problems for _ in range(samples)]
-    training, parts = model.training, []
+    training, parts, results = model.training, [], []
     model.eval()
     try:
         for start in range(0, len(asked), batch_size):
@@ -144,6 +231,7 @@ def evaluate(
             answers = ids[:, -mask.shape[1] :]
             texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
             right = [task.verify(*pair) >= 1 for pair in zip(part, texts, strict=True)]
+            results += [task.result(text) for text in texts]
             nats = (_entropies(model, ids, attention, mask, temperature) * mask).sum(1)
             ended = ((answers == tokenizer.eos_token_id) & mask).any(1)
             columns = [nats, mask.sum(1), torch.tensor(right), ended]
@@ -164,7 +252,20 @@ def evaluate(
         samples=samples,
         length=float(lengths.mean()),
         finished=float(finished.mean()),
+        results=tuple(_counted(results, correct.tolist(), samples)),
     )
+
+
+def _counted(
+    results: Sequence[str], correct: Sequence[float], samples: int
+) -> Iterator[dict[str, tuple[int, bool]]]:
+    """Of each problem: how many samples have a result, and whether it is right."""
+    for start in range(0, len(results), samples):
+        found: dict[str, tuple[int, bool]] = {}
+        for place in range(start, start + samples):
+            count, right = found.get(results[place], (0, False))
+            found[results[place]] = count + 1, right or correct[place] > 0
+        yield found
 
 
 @torch.no_grad()

@@ -7,7 +7,14 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig
 
-from entrocraft.lab.evaluation import Evaluation, evaluate, pass_at_k, sample
+from entrocraft.lab.evaluation import (
+    Evaluation,
+    evaluate,
+    pass_at_k,
+    sample,
+    sharpening,
+    sharpening_tax,
+)
 from entrocraft.lab.models import ReasonerConfig, build_reasoner, build_tokenizer
 from entrocraft.lab.tasks import get_task
 from entrocraft.lab.tasks.prompts import completion_text, speaks_chat, text_prompt, trainer_prompt
@@ -46,6 +53,89 @@ def test_estimates_over_problems():
     assert seen.pass_at(1).value == pytest.approx((0 + 0.5 + 1 + 1) / 4)
     assert seen.pass_at(2).value == pytest.approx(3 / 4)
     assert seen.pass_at(2).stderr == pytest.approx(torch.tensor([0.0, 1, 1, 1]).std().item() / 2)
+
+
+def counted(*problems, samples=4):
+    """An evaluation of problems given as result -> (count, right)."""
+    correct = [sum(n for n, right in found.values() if right) for found in problems]
+    return Evaluation(None, torch.tensor(correct), samples, 1.0, 1.0, problems)
+
+
+def test_cover_and_distinct_results():
+    seen = counted(
+        {"7": (1, True), "1": (3, False)},
+        {"7": (2, True), "8": (1, True), "": (1, False)},
+        {"3": (4, False)},
+    )
+    assert [seen.cover_at(share).value for share in (0.25, 0.5, 0.75, 1.0)] == pytest.approx(
+        [2 / 3, 1 / 3, 1 / 3, 0]
+    )
+    assert seen.distinct().value == pytest.approx((1 + 2 + 0) / 3)
+    assert seen.distinct().stderr == pytest.approx(1 / 3**0.5)
+
+
+def test_majority_is_that_of_random_subsets():
+    found = {"7": (3, True), "1": (2, False), "2": (1, False)}
+    texts = [name for name, (count, _) in found.items() for _ in range(count)]
+    for k in (1, 2, 3, 4, 6):
+        expected = []
+        for subset in itertools.combinations(texts, k):
+            most = max(map(subset.count, subset))
+            leads = {text for text in subset if subset.count(text) == most}
+            expected.append(("7" in leads) / len(leads))
+        [by_hand] = [sum(expected) / len(expected)]
+        seen = counted(found, samples=6).majority_at(k, draws=20_000)
+        assert seen.value == pytest.approx(by_hand, abs=0.015)
+    with pytest.raises(ValueError, match="majority@7 needs at least 7 samples"):
+        counted(found, samples=6).majority_at(7)
+
+
+def test_the_sharpening_tax_by_hand():
+    before = Evaluation(None, torch.tensor([1, 1, 2, 0]), 4, 1.0, 1.0)
+    after = Evaluation(None, torch.tensor([4, 0, 4, 0]), 4, 1.0, 1.0)
+
+    def share(seen):
+        curve = [seen.pass_at(k).value for k in range(1, 5)]
+        return sum(curve[3] - value for value in curve[:3]) / (3 * (1 - curve[0]))
+
+    tax, low, high = sharpening_tax(before, after, most=4)
+    assert tax == pytest.approx(share(before) - share(after))
+    assert share(after) == 0
+    assert low <= tax <= high
+    assert low < high
+    assert sharpening_tax(before, before, most=4) == (0, 0, 0)
+    assert sharpening([1.0, 1.0]) == 0
+    with pytest.raises(ValueError, match="4 problems before and 1 after"):
+        sharpening_tax(before, Evaluation(None, torch.tensor([1]), 4, 1.0, 1.0), most=4)
+    for most in (1, 5):
+        with pytest.raises(ValueError, match=f"most={most}; use at least 2"):
+            sharpening_tax(before, after, most=most)
+
+
+def test_results_are_counted_by_problem():
+    tokenizer, task = build_tokenizer(), get_task("permutation_words")
+    model = build_reasoner(SHAPE, tokenizer)
+    [first, second] = task.problems("eval", 2)
+
+    class Told(type(task)):
+        texts = iter([f">1={first.answer}", f"={first.answer}", "=x", "", "no", "no", "no", "4=4"])
+
+        def verify(self, problem, completion):
+            self.said.append(next(self.texts))
+            return super().verify(problem, self.said[-1])
+
+        def result(self, completion):
+            return super().result(self.said.pop(0))
+
+    told = Told()
+    told.said = []
+    seen = evaluate(model, tokenizer, told, [first, second], samples=4, max_new_tokens=3)
+    right = second.answer == "4"
+    assert seen.results == (
+        {first.answer: (2, True), "x": (1, False), "": (1, False)},
+        {"no": (3, False), "4": (1, right)},
+    )
+    assert seen.correct.tolist() == [2, float(right)]
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

@@ -156,6 +156,10 @@ class Task(ABC):
         Bound the work by the answer's length and magnitude: there is no time limit.
         """
 
+    def result(self, completion: str) -> str:
+        """What completions have in common that say the same; as it stands, their answer."""
+        return extract_answer(completion[:MAX_COMPLETION_CHARACTERS])[:MAX_ANSWER_CHARACTERS]
+
     def verify(self, problem: Problem, completion: str) -> float:
         """Score in [0, 1] of a completion; of one without an answer or too long 0. None raises."""
         if not isinstance(completion, str) or len(completion) > MAX_COMPLETION_CHARACTERS:

@@ -73,6 +73,10 @@ class ChainSumTask(LibraryTask):
             chain += f"{signs[index]}{abs(terms[index])}={total}"
         return chain
 
+    def result(self, completion: str) -> str:
+        """What follows the last ``=``."""
+        return super().result(completion).rpartition("=")[2].strip()
+
     def score(self, problem: Problem, answer: str) -> float:
         """1.0 where the number after the last ``=``, or the whole answer, is the total."""
         text = normalize(answer).rpartition("=")[2].strip().replace(",", "")

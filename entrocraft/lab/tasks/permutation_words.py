@@ -90,6 +90,10 @@ class PermutationWordsTask(Task):
         steps = "".join(f">{state}" for state in way) if rng.random() < self.worked else ""
         return f"{steps}={last}"
 
+    def result(self, completion: str) -> str:
+        """What follows the last ``=``."""
+        return super().result(completion).rpartition("=")[2].strip()
+
     def score(self, problem: Problem, answer: str) -> float:
         """1.0 where the digit after the last ``=``, or the whole answer, is the right one."""
         found = _ANSWER.fullmatch(answer)
