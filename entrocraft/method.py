@@ -122,7 +122,7 @@ class Method:
     Attributes:
         name: in settings and logs.
         follows: whether the method steers entropy towards a target.
-        own_target: the target without a schedule, nats per token.
+        own_target: the target without a schedule: nats per token, or text of a schedule.
         coefficient: the main option, which a fair comparison tries several values of.
         losses: TRL's loss types under which the method is what its source says; None for all.
         needs_updates: whether all that the method does depends on how far the policy has moved
@@ -145,7 +145,7 @@ class Method:
 
     name: ClassVar[str] = ""
     follows: ClassVar[bool] = False
-    own_target: ClassVar[float | None] = None
+    own_target: ClassVar[float | str | None] = None
     coefficient: ClassVar[str | None] = None
     losses: ClassVar[tuple[str, ...] | None] = None
     needs_updates: ClassVar[bool] = False

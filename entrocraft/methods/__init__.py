@@ -22,6 +22,7 @@ _CLASSES = {
     # options that the trainer has
     "entropy_bonus": "presets.EntropyBonus",
     "adaptive_bonus": "presets.AdaptiveBonus",
+    "mai_clip": "presets.MAIClip",
     "clip_higher": "presets.ClipHigher",
     "clip_low": "presets.ClipLow",
     "dr_grpo": "presets.DrGRPO",
@@ -35,6 +36,7 @@ _CLASSES = {
     "nsr": "reinforce.NSR",
     "w_reinforce": "reinforce.WeightedReinforce",
     "qae": "reinforce.QAE",
+    "maxrl": "reinforce.MaxRL",
     "entropic_fork": "entropic.EntroPICFork",
     # advantages of single tokens
     "entropic": "entropic.EntroPIC",
@@ -45,6 +47,8 @@ _CLASSES = {
     "erc": "erc.ERC",
     "steer": "steer.STEER",
     "ce_gppo": "ce_gppo.CEGPPO",
+    "dppo": "dppo.DPPO",
+    "repo_r": "repo.REPO",
     # what the entropy bonus averages; more rollouts
     "aent": "aent.AEnt",
     "aepo": "aepo.AEPO",

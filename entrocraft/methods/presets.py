@@ -16,6 +16,7 @@ __all__ = [
     "ClipLow",
     "DrGRPO",
     "EntropyBonus",
+    "MAIClip",
     "Preset",
 ]
 
@@ -132,6 +133,51 @@ class ClipLow(ClipHigher):
 
     low: float = number(0.1, sets="epsilon", low=0)
     high: float = number(0.2, sets="epsilon_high", low=0)
+
+
+@dataclass(eq=False)
+class MAIClip(Preset):
+    """PPO's clip to [1 - e, 1 / (1 - e) + k], whose upper end follows the entropy's side::
+
+        k <- clip(k + delta sign(h - H), 0, most),   once per batch, H its entropy, h the target
+
+    Source: MAI-Thinking-1 (Microsoft AI, June 2026), by notes on its report: e 0.6, delta 0.25,
+    k at most 2.5, h 0.3; H there is weighted by importance.
+
+    Args:
+        low: e.
+        delta: change of k per batch.
+        most: largest k.
+    """
+
+    name = "mai_clip"
+    follows = True
+    own_target = 0.3
+    coefficient = "delta"
+    losses = PPO_LOSSES
+    needs_updates = True
+    memory = ("extra",)
+    _extra = 0.0
+
+    low: float = number(0.6, sets="epsilon", low=0, high=0.99)
+    delta: float = number(0.25, above=0)
+    most: float = number(2.5, low=0)
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        return {**super().trainer_options, "epsilon_high": self._upper}
+
+    @property
+    def _upper(self) -> float:
+        return 1 / (1 - self.low) + self._extra - 1
+
+    def settings(self, seen: Measurement) -> dict[str, float]:
+        change = self.delta * ((seen.error < 0) - (seen.error > 0))
+        self._extra = min(max(self._extra + change, 0.0), self.most)
+        return {"epsilon_high": self._upper}
+
+    def report(self) -> dict[str, float]:
+        return {"entropy/clip_high": self._upper}
 
 
 class DrGRPO(Preset):

@@ -10,7 +10,16 @@ from entrocraft.method import Measurement, Method, number
 from entrocraft.rollouts import RolloutStats
 from entrocraft.selection.rules import SUCCESS
 
-__all__ = ["NSR", "PSR", "QAE", "RAFT", "ReinforceRej", "RewardMethod", "WeightedReinforce"]
+__all__ = [
+    "NSR",
+    "PSR",
+    "QAE",
+    "RAFT",
+    "MaxRL",
+    "ReinforceRej",
+    "RewardMethod",
+    "WeightedReinforce",
+]
 
 
 @dataclass(eq=False)
@@ -151,6 +160,28 @@ class WeightedReinforce(RewardMethod):
     def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
         right, wrong = self.successes(stats)
         return self.weight * right.double() - wrong.double()
+
+
+class MaxRL(Method):
+    """``A = (R - mean) / mean`` over a prompt's rewards, 0 where the mean is 0.
+
+    With rewards 0 and 1 a prompt's gradient is that of log pass rate, estimated: rare successes
+    weigh as much as they are rare.
+
+    Source: Maximum likelihood RL (arXiv 2602.02710); repository tajwarfahim/maxrl.
+    """
+
+    name = "maxrl"
+
+    def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
+        rewards, group = required(self, stats, "rewards"), required(self, stats, "group")
+        advantages = torch.zeros_like(stats.advantages)
+        for prompt in group.unique():
+            rows = (group == prompt) & ~rewards.isnan()
+            mean = float(rewards[rows].mean()) if bool(rows.any()) else 0.0
+            if mean > 0:
+                advantages[rows] = (rewards[rows] - mean) / mean
+        return advantages
 
 
 @dataclass(eq=False)

@@ -51,7 +51,9 @@ def test_every_method_says_where_it_comes_from(name):
 
 def test_methods_with_a_target_follow_a_schedule():
     followers = {name for name in METHODS if follows_target(name)}
-    assert followers == {"adaptive_bonus", "entropic", "entropic_fork", "aent", "aepo"}
+    assert followers == {
+        *("adaptive_bonus", "entropic", "entropic_fork", "aent", "aepo", "mai_clip", "repo_r")
+    }
     for name in METHODS:
         method = get_method(name, "linear(initial, 0.5*initial, 10)")
         metrics = method.decide(hand_made(), step=StepInfo(0)).metrics
@@ -92,6 +94,11 @@ def test_a_batch_is_decided_on_like_its_sums():
         (lambda: get_method("clip_higher", high=-1), "high is -1; use a finite number at least 0"),
         (lambda: get_method("erc", low=1.3), "high is 1.2; use a finite number above 1.3"),
         (lambda: get_method("steer", mode="cubic"), "mode is 'cubic'; use 'linear'"),
+        (lambda: get_method("dppo", divergence="js"), "divergence is 'js'; use 'tv' or 'kl'"),
+        (
+            lambda: get_method("repo_r", most=1e-5),
+            "most is 1e-05; use a finite number at least 0.0",
+        ),
         (lambda: get_method("entropic", kp=math.nan), "kp is nan; use a finite number"),
         (lambda: get_method("entropic", -0.1), "a target of -0.1 nats per token cannot be"),
         (lambda: get_method("aepo", 9.0).prepare(vocabulary=50), "above log"),
@@ -155,7 +162,7 @@ def test_a_state_of_the_first_version_is_read():
 def test_what_adapters_ask_for_is_declared():
     scopes = {name: method_class(name).token_scope for name in METHODS}
     assert {name for name in METHODS if scopes[name] == "batch"} == {"clip_b", "clip_v"}
-    weighing = {"entropic", "clip_cov", "kl_cov", "erc", "steer", "ce_gppo"}
+    weighing = {"entropic", "clip_cov", "kl_cov", "erc", "steer", "ce_gppo", "dppo", "repo_r"}
     assert {name for name in METHODS if scopes[name] == "update"} == weighing
     assert [name for name in METHODS if method_class(name).uses_bonus] == ["aent"]
     assert [name for name in METHODS if method_class(name).samples_more] == ["aepo"]
@@ -170,7 +177,9 @@ def test_the_page_of_baselines_says_what_their_classes_say():
         found = method_class(name)
         assert (updates == "yes") == found.needs_updates
         assert bool(target) == found.follows
-        assert found.own_target is None or float(target) == found.own_target
+        assert (
+            found.own_target in (None, f"constant({target})") or float(target) == found.own_target
+        )
         assert source.split()[-1] in inspect.getsource(inspect.getmodule(found))
         option, _, value = coefficient.partition(" ")
         assert option.strip("`") == (found.coefficient or "")

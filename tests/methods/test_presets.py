@@ -2,6 +2,7 @@
 
 import pytest
 
+from entrocraft.method import Measurement
 from entrocraft.methods import get_method
 from entrocraft.rollouts import StepInfo
 from tests.methods.batches import hand_made
@@ -25,3 +26,15 @@ def test_options_of_the_trainer_by_its_own_names():
         "epsilon": 0.1,
         "epsilon_high": 4e-4,
     }
+
+
+def test_mai_clip_widens_below_the_target_and_narrows_above():
+    method = get_method("mai_clip", "constant(0.5)", most=0.6)
+    assert method.trainer_options == {"epsilon": 0.6, "epsilon_high": pytest.approx(1.5)}
+    seen = []
+    for entropy in (0.4, 0.4, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6):
+        settings = method.settings(Measurement(0, entropy, 0.5))
+        seen.append(settings["epsilon_high"])
+        assert method.report() == {"entropy/clip_high": seen[-1]}
+    # the upper end is 1 / (1 - 0.6) + k
+    assert seen == pytest.approx([1.5 + k for k in (0.25, 0.5, 0.6, 0.6, 0.35, 0.1, 0, 0)])

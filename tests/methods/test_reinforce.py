@@ -112,3 +112,13 @@ def test_qae_takes_the_smallest_reward_that_a_share_does_not_exceed():
     for row, reward in enumerate(rewards):
         # of four rewards two do not exceed 0.2
         assert torch.sign(found[row]).item() == (reward > 0.2) - (reward < 0.2)
+
+
+def test_maxrl_divides_by_the_mean():
+    _, found = advantages_of("maxrl")
+    for start in range(0, 16, 4):
+        rows = [i for i in range(start, start + 4) if not math.isnan(REWARDS[i])]
+        mean = sum(REWARDS[i] for i in rows) / len(rows)
+        for i in rows:
+            assert found[i] == pytest.approx((REWARDS[i] - mean) / mean if mean else 0.0)
+    assert found[15] == 0.0

@@ -5,8 +5,16 @@ import math
 import pytest
 import torch
 
+from entrocraft.method import Measurement
 from entrocraft.methods import get_method
-from tests.methods.batches import hosted_gradient, ppo, published_gradient, token_batch
+from entrocraft.rollouts import StepInfo
+from tests.methods.batches import (
+    hand_made,
+    hosted_gradient,
+    ppo,
+    published_gradient,
+    token_batch,
+)
 
 
 def test_erc():
@@ -18,6 +26,65 @@ def test_erc():
     assert 0 < keep[batch.mask].sum() < batch.mask.sum()
     found = hosted_gradient(get_method("erc", low=0.5, high=1.5), batch)
     assert torch.allclose(found, published_gradient(lambda a, p: ppo(batch, a, p) * keep, batch))
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("tv", 0.05), ("kl", 0.01)])
+def test_dppo(kind, bound):
+    base = token_batch(9, rows=40)
+    far = base.old_logprobs + 3.5 * base.sensitivity
+    batch = token_batch(9, rows=40, logprobs=far.clamp(max=-1e-3))
+    cases = set()
+
+    def loss(a, logprobs):
+        out = torch.zeros_like(logprobs)
+        for i, t in batch.mask.nonzero().tolist():
+            p, old = batch.logprobs[i, t].exp(), batch.old_logprobs[i, t].exp()
+            ratio = min((p / old).item(), 1.3)
+            if kind == "tv":
+                divergence = abs(p - old)
+            else:
+                divergence = old * (old / p).log() + (1 - old) * ((1 - old) / (1 - p)).log()
+            away = (p > old) if a[i, t] > 0 else (p < old)
+            cases.add((bool(divergence > bound), bool(away)))
+            if not (divergence > bound and away):
+                out[i, t] = -ratio * a[i, t] * logprobs[i, t]
+        return out
+
+    found = hosted_gradient(get_method("dppo", divergence=kind, bound=bound, cap=1.3), batch)
+    assert torch.allclose(found, published_gradient(loss, batch), atol=1e-6)
+    assert len(cases) == 4
+
+
+@pytest.mark.parametrize("zeta", [0.5, -0.5])
+def test_repo_r(zeta):
+    batch = token_batch(10)
+    method = get_method("repo_r", "constant(0.5)", zeta=zeta, most=2.0)
+    method.decide(hand_made(), step=StepInfo(0))
+    bounded = set()
+
+    def loss(a, logprobs):
+        scaled = torch.zeros_like(logprobs)
+        for i, t in batch.mask.nonzero().tolist():
+            adv, p = a[i, t].item(), batch.logprobs[i, t].item()
+            value = adv * (1 - zeta * p) if adv > 0 else adv * (1 + zeta * p)
+            bounded.add((adv > 0, value * adv < 0))
+            scaled[i, t] = max(value, 0) if adv > 0 else min(value, 0)
+        return ppo(batch, scaled, logprobs)
+
+    found = hosted_gradient(method, batch)
+    assert torch.allclose(found, published_gradient(loss, batch), atol=1e-6)
+    assert (zeta < 0, True) in bounded
+
+
+def test_repo_r_doubles_halves_and_turns():
+    method = get_method("repo_r", "constant(0.5)", zeta=0.01, least=0.004, most=0.03)
+    assert method.report() == {"entropy/zeta": 0.0}
+    seen = []
+    for entropy in (0.6, 0.4, 0.4, 0.4, 0.6, 0.6, 0.6, 0.6, 0.6, 0.4, 0.5):
+        method.settings(Measurement(0, entropy, 0.5))
+        seen.append(method.report()["entropy/zeta"])
+    expected = [0.01, 0.02, 0.03, 0.03, 0.015, 0.0075, -0.004, -0.008, -0.016, -0.008, -0.016]
+    assert seen == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("mode", ["linear", "exponential"])

@@ -57,7 +57,7 @@ def test_options_make_the_run_that_trl_makes_with_them(name):
     plain.train()
     differs = [row["loss"] for row in rows(plain)] != [row["loss"] for row in rows(hosted)]
     # at this learning rate no ratio of four updates comes near these bounds
-    assert differs or name in ("clip_higher", "clip_low")
+    assert differs or name in ("clip_higher", "clip_low", "mai_clip")
 
 
 @pytest.mark.skipif(not HAS_BONUS, reason="this TRL has no entropy bonus")

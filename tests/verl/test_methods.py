@@ -1,4 +1,6 @@
-"""Clip-Cov and KL-Cov against the losses that verl has registered; run by `make test-verl`."""
+"""Clip-Cov, KL-Cov and DPPO against verl's registered losses; run by `make test-verl`."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from entrocraft.rollouts.tokens import TokenBatch
 verl_losses = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed")
 
 
-def verl_gradient(name, batch, **settings):
+def verl_gradient(name, batch, bound=1.0, **settings):
     """Of verl's registered loss, summed over tokens, in each token's log-probability."""
     from verl.workers.config import ActorConfig, PolicyLossConfig
 
@@ -17,9 +19,9 @@ def verl_gradient(name, batch, **settings):
         strategy="fsdp",
         rollout_n=1,
         ppo_micro_batch_size_per_gpu=1,
-        clip_ratio=1.0,
-        clip_ratio_low=1.0,
-        clip_ratio_high=1.0,
+        clip_ratio=bound,
+        clip_ratio_low=bound,
+        clip_ratio_high=bound,
         policy_loss=PolicyLossConfig(loss_mode=name, **settings),
     )
     logprobs = batch.logprobs.clone().requires_grad_()
@@ -92,3 +94,16 @@ def test_kl_cov_equals_verls(seed, ratio, beta):
     expected = verl_gradient("kl_cov", batch, kl_cov_ratio=ratio, ppo_kl_coef=beta)
     assert torch.allclose(found, expected)
     assert not torch.allclose(found, our_gradient(get_method("kl_cov", ratio=0), batch))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("kind", "bound"), [("tv", 0.1), ("kl", 0.02)])
+def test_dppo_equals_verls(seed, kind, bound):
+    batch = rollouts(seed)
+    batch = replace(batch, logprobs=batch.logprobs.clamp(max=-1e-3))  # no probability above 1
+    # verl's config has 3 for its cap
+    found = our_gradient(get_method("dppo", divergence=kind, bound=bound, cap=3.0), batch)
+    expected = verl_gradient(f"dppo_{kind}", batch, bound)
+    assert 0 < int((found[batch.mask] == 0).sum()) < int(batch.mask.sum())
+    assert torch.equal(found == 0, expected == 0)
+    assert torch.allclose(found, expected)

@@ -290,7 +290,16 @@ def test_methods_that_work_on_advantages_are_hosted():
         except ValueError:
             continue
         hosted.add(name)
-    on_rollouts = {"raft++", "reinforce_rej", "psr", "nsr", "w_reinforce", "qae", "entropic_fork"}
+    on_rollouts = {
+        "raft++",
+        "reinforce_rej",
+        "psr",
+        "nsr",
+        "w_reinforce",
+        "qae",
+        "maxrl",
+        "entropic_fork",
+    }
     assert hosted == on_rollouts | {"clip_b", "clip_v"}
 
 
