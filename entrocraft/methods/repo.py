@@ -21,8 +21,8 @@ class REPO(TokenMethod):
     Once per batch z doubles (to +-`most` at most) if it pushes entropy towards the target, else
     halves; where it would fall below `least` its sign turns.
 
-    Source: Preventing entropy collapse ... REPO (arXiv 2603.11682, appendix D.2), where the target
-    is the initial entropy; the rule is that of SkyRL's pull request 1896. Underneath is PPO's clip.
+    Source: REPO (arXiv 2603.11682, appendix D.2), where the target is the initial entropy; the rule
+    is that of SkyRL's pull request 1896. Underneath is PPO's clip.
 
     Args:
         zeta: z of the first batch.
