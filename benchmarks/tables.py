@@ -641,6 +641,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "tracking.md": tables(tracking),
         ROOT / "README.md": readme_table(tracking),
         ROOT / "docs" / "reach.md": reach_table(_json("reach")),
+        ROOT / "docs" / "cost.md": other_table(_json("cost")),
         ROOT / "docs" / "peers.md": "\n\n".join([tables(peers), heading, tables(variants)]),
     }
 

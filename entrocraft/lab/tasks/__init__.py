@@ -8,10 +8,11 @@ from typing import Any
 from entrocraft.lab.tasks.base import SPLITS, Problem, Split, Task, extract_answer, split_of
 from entrocraft.lab.tasks.chain_sum import ChainSumTask
 from entrocraft.lab.tasks.countdown import CountdownTask
+from entrocraft.lab.tasks.maze import MazeTask
 from entrocraft.lab.tasks.permutation_words import PermutationWordsTask
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (CountdownTask, ChainSumTask, PermutationWordsTask)
+    task.name: task for task in (CountdownTask, ChainSumTask, PermutationWordsTask, MazeTask)
 }
 
 __all__ = [

@@ -17,7 +17,7 @@ class TaskConfig:
     """What to train on.
 
     Args:
-        name: countdown, chain_sum or permutation_words.
+        name: countdown, chain_sum, permutation_words or maze.
         options: the task's own options, e.g. {max_value: 12}.
         train_size: training problems, or all that the task has if these are fewer; the run repeats
             them when it has used them all.

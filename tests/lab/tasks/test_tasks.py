@@ -25,6 +25,7 @@ SMALL = {
     "countdown": {},
     "chain_sum": {},
     "permutation_words": {},
+    "maze": {},
 }
 
 
@@ -179,6 +180,7 @@ def test_verify_accepts_any_text(name, completion):
             "terms": [3],
             "total": 3,
             "states": [7],
+            "grid": "S.#/..G/#..",
         },
     )
     assert 0.0 <= task.verify(problem, completion) <= 1.0
@@ -225,6 +227,7 @@ HOSTILE = [
 def test_verify_is_bounded(name):
     task = get_task(name)
     metadata = {"numbers": [3, 7], "target": 21, "terms": [], "total": 20, "states": [2]}
+    metadata["grid"] = "S#/#G"
     problem = Problem("", "", "", "", metadata)
     start = time.perf_counter()
     for completion in HOSTILE:
@@ -308,6 +311,27 @@ def test_permutation_words_are_worked_as_often_as_asked():
             "".join(f">{s}" for s in states[:-1]) + f"={states[-1]}",
         }
         assert sum(text[0] == ">" for text in made) / 400 == pytest.approx(share, abs=0.06)
+
+
+def test_maze_answers():
+    task = get_task("maze", longest=8)
+    problem = Problem("", "", "", "", {"grid": "S.#/..G/#.."})
+    for right in ("DRR", "RDR", "D R R", "RLDRR", "<answer>DRDUR</answer>"):
+        assert task.verify(problem, right) == 1.0, right
+    for wrong in ("DR", "RRD", "LDRR", "DRRR", "drr", "RLRLRLDRR", "DRRU", "DRRUD"):
+        assert task.verify(problem, wrong) == 0.0, wrong
+
+
+def test_maze_distances_are_those_of_all_paths():
+    task = get_task("maze", size=4, max_distance=6, longest=12)
+    for problem in task.problems("train", 10):
+        edge, shortest = [""], None
+        while shortest is None:
+            edge = [path + move for path in edge for move in "UDLR"]
+            right = [path for path in edge if task.score(problem, path)]
+            shortest = len(edge[0]) if right else None
+        assert len(problem.answer) == shortest
+        assert task.min_distance <= shortest <= task.max_distance
 
 
 def test_extract_answer_prefers_marked_answers():
@@ -408,6 +432,9 @@ def test_errors_name_value_and_remedy():
         get_task("countdown", operators="%")
     with pytest.raises(ValueError, match="min_terms=1"):
         get_task("chain_sum", min_terms=1)
+    for name, value in (("size", 13), ("walls", 1.0), ("longest", 3)):
+        with pytest.raises(ValueError, match=f"{name}="):
+            get_task("maze", **{name: value})
     for name, value in (("lengths", []), ("lengths", [13]), ("letters", 27), ("worked", 1.5)):
         with pytest.raises(ValueError, match=f"{name}="):
             get_task("permutation_words", **{name: value})
