@@ -21,14 +21,22 @@ class TaskConfig:
         options: the task's own options, e.g. {max_value: 12}.
         train_size: training problems, or all that the task has if these are fewer; the run repeats
             them when it has used them all.
+        pass_rate: keep the training problems alone whose share of right answers by the start is
+            within [low, high], e.g. [0.2, 0.8]; null keeps all.
+        pass_tries: answers to each problem from which that share is taken.
     """
 
     name: str = "countdown"
     options: dict[str, Any] = field(default_factory=dict)
     train_size: int = 3000
+    pass_rate: list[float] | None = None
+    pass_tries: int = 40
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "task.", ["train_size"])
+        _at_least(1, self, "task.", ["train_size", "pass_tries"])
+        rate = self.pass_rate
+        if rate is not None and not (len(rate) == 2 and 0 <= rate[0] <= rate[1] <= 1):
+            raise ValueError(f"task.pass_rate is {rate}; use two shares, e.g. [0.2, 0.8]")
 
 
 @dataclass

@@ -19,6 +19,7 @@ from entrocraft.lab.tasks.prompts import speaks_chat
 from entrocraft.lab.tasks.store import stored_problems
 from entrocraft.lab.training.config import TINY, TrainConfig
 from entrocraft.lab.training.directory import RunDirectory
+from entrocraft.lab.training.perfectible import perfectible
 from entrocraft.lab.training.progress import RunProgress, WarmStartProgress
 from entrocraft.lab.training.recorder import Recorder, measurements
 from entrocraft.lab.training.trainer import build_trainer, trainer_arguments
@@ -79,6 +80,9 @@ def _train(
     problems = stored_problems(
         task, "train", config.task.train_size, cache_dir=config.cache_dir, fewer=True
     )
+    if config.task.pass_rate is not None:
+        with PartialState().main_process_first():
+            problems = perfectible(config, model, tokenizer, task, problems, chat)
     trainer = build_trainer(config, model, tokenizer, task, problems, chat)
     checkpoint = None
     if main:
