@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM ?= false
 help:
 	@sed -n 's/^# make/make/p' Makefile
 	@echo "make tracking         the tracking study, hours of work; stop it and go on at will"
-	@echo "make peers            25 published methods on the same work, hours of it; the same holds"
+	@echo "make peers            published methods on the same work, hours of it; the same holds"
 	@echo "make install          the pinned environment in $(VENV)"
 	@echo "make simulator cost   the loops on a simulator; what control costs in time"
 	@echo "make tables           tables and figures of the documentation, from the result files"

@@ -112,7 +112,7 @@ class StepClock(TrainerCallback):
 def measure(case: Case, seed: int) -> dict[str, float]:
     """Median seconds of a rollout batch's steps (rollouts, rewards, control, update), and more."""
     large = case.vocabulary == LARGE
-    warm_up, batches = (1, 4) if large else (3, 12 if case.updates == 1 else 5)
+    warm_up, batches = (1, 3) if large else (3, 12 if case.updates == 1 else 5)
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             output=Path(folder),

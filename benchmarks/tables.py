@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,18 @@ def read(path: Path) -> Result:
     return Result(study, pd.DataFrame(rows), [], data.get("tuning", {}), data["command"])
 
 
+def with_rivals(
+    ours: Result, theirs: Result, ran: Sequence[str], compared: Sequence[str]
+) -> Result:
+    """Parts that were run again, and the `compared` ones with their rivals from an older file."""
+    study = replace(ours.study, parts={name: ours.study.parts[name] for name in (*ran, *compared)})
+    parts = [part for part in study.tables if part.name in compared]
+    rivals = {name for part in parts for name in part.methods} - {part.reference for part in parts}
+    cells = pd.concat([ours.cells, theirs.cells[theirs.cells["method"].isin(rivals)]])
+    missing = [key for key in ours.missing if key.split("/")[0] not in rivals]
+    return Result(study, cells, missing, {}, ours.command)
+
+
 def _verl_row(name: str, run: dict[str, Any]) -> dict[str, Any]:
     steps = pd.DataFrame(run["steps"]).set_index("step")
     steps.loc[len(steps)] = 2 * steps.iloc[-1] - steps.iloc[-2]  # the last probe is one step later
@@ -152,13 +164,16 @@ def _row(cell: dict[str, Any], method: str, schedule: str, seed: int, follows: b
 # Tables -------------------------------------------------------------------------------------
 
 
-def tables(result: Result) -> str:
+def tables(result: Result, only: Sequence[str] | None = None) -> str:
     """Markdown: a table for every part, its answers to jumps, factors and trials where it has any.
 
-    Rows are in order of the error.
+    Rows are in order of the error. With `only` these parts, without the notes on all tables.
     """
     blocks = [NOTE, BOUND_NOTE] if result.study.schedules else [NOTE]
+    blocks = blocks if only is None else []
     for part in result.study.tables:
+        if only is not None and part.name not in only:
+            continue
         if result.study.parts:
             blocks.append(f"### {part.name}: {part.title}" if part.title else f"### {part.name}")
         blocks += [_part_table(result, part)]
@@ -631,15 +646,28 @@ def _scatter(axis: Axes, points: pd.DataFrame, key: str) -> None:
 # The command --------------------------------------------------------------------------------
 
 
+def tracking() -> Result:
+    """The tracking study: ours with the present code, its rivals with the first version's."""
+    ours, first = read(RESULTS / "tracking-0.2.json"), read(RESULTS / "tracking.json")
+    cells = ours.cells["method"]
+    ran = [part for part in ours.study.tables if cells.isin(part.methods).any()]
+    compared = ("peers", "inner")
+    names = [part.name for part in ran if part.name not in compared]
+    return with_rivals(ours, first, names, compared)
+
+
 def pages() -> dict[Path, str]:
     """Page -> its tables."""
-    tracking, peers, variants = (
+    first, peers, variants = (
         read(RESULTS / f"{name}.json") for name in ("tracking", "peers", "variants")
     )
     heading = "### tilt's options on the same work"
+    older = tables(first, ("sampled", "sampled-4", "levels", "estimators", "robustness", "options"))
     return {
-        ROOT / "docs" / "tracking.md": tables(tracking),
-        ROOT / "README.md": readme_table(tracking),
+        ROOT / "docs" / "tracking.md": "\n\n".join(
+            [tables(tracking()), "## The first version", older]
+        ),
+        ROOT / "README.md": readme_table(tracking()),
         ROOT / "docs" / "reach.md": reach_table(_json("reach")),
         ROOT / "docs" / "cost.md": other_table(_json("cost")),
         ROOT / "docs" / "peers.md": "\n\n".join([tables(peers), heading, tables(variants)]),
@@ -651,7 +679,7 @@ def figures() -> dict[Path, Figure]:
     images = ROOT / "docs" / "img"
     peers = read(RESULTS / "peers.json")
     return {
-        images / "tracking.png": curves(read(RESULTS / "tracking.json")),
+        images / "tracking.png": curves(tracking()),
         images / "demo_entropy.png": curves(read(RESULTS / "demo.json")),
         images / "peers.png": curves(peers),
         images / "peers_tradeoff.png": tradeoff(peers),
