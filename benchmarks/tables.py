@@ -417,20 +417,22 @@ def other_table(data: dict[str, Any]) -> str:
 
 def reach_rows(data: dict[str, Any]) -> pd.DataFrame:
     """Cells of `reach.py`: one row for each world, setting and learning rate; lists over seeds."""
-    cells = pd.DataFrame(data["cells"].values()).sort_values("seed", kind="stable")
+    cells = pd.DataFrame(data["cells"].values())
     setting = cells["rollouts"].astype(str)
     setting += cells["updates"].map(lambda n: f", {n} updates" if n > 1 else "")
     setting += cells["iterations"].map(lambda n: f", {n} iterations" if n > 1 else "")
     setting += cells["lora"].map({True: ", LoRA", False: ""})
     setting += cells["optimizer"].map(lambda name: ", SGD" if name == "sgd" else "")
+    setting += cells["scheduler"].map(lambda name: "" if name == "constant" else ", decaying rate")
     cells["setting"] = setting
     for key in ("error", "bias"):
         cells[key] = 100 * cells[key] / cells["initial"]
     values = ["initial", "entropy_end", "error", "bias", "reward_end"]
     index = ["world", "setting", "learning_rate"]
     worlds = list(dict.fromkeys(cells["world"]))
-    table = cells.pivot_table(values, index, "control", aggfunc=list)
-    return table.sort_index(level="world", key=lambda names: names.map(worlds.index))
+    cells["place"] = cells["world"].map(worlds.index)
+    cells = cells.sort_values(["place", "rollouts", "setting", "learning_rate", "seed"])
+    return cells.pivot_table(values, index, "control", aggfunc=list, sort=False)
 
 
 def reach_table(data: dict[str, Any]) -> str:
@@ -443,7 +445,7 @@ def reach_table(data: dict[str, Any]) -> str:
             values = found.get((key, control))
             return number(values, digits) if isinstance(values, list) else ""
 
-        row = {"world": world, "rollouts": setting, "learning rate": f"{rate:g}"}
+        row = {"setup": world, "rollouts": setting, "learning rate": f"{rate:g}"}
         row["free run, nats"] = shown("entropy_end", "off", 2)
         for control, name in controls.items():
             row[f"error, {name}"] = shown("error", control, 1)
@@ -461,8 +463,13 @@ def _error_center(values: list[float]) -> float:
 
 
 def reach_figure(data: dict[str, Any]) -> Figure:
-    """Tracking error over the learning rate, a panel for each world, a color for each setting."""
-    table = reach_rows(data)
+    """Tracking error over the learning rate, a panel for each world, a color for each setting.
+
+    Small batches and decaying rates are in the table alone.
+    """
+    cells = data["cells"].items()
+    drawn = {k: c for k, c in cells if c["rollouts"] >= 64 and c["scheduler"] == "constant"}
+    table = reach_rows({"cells": drawn})
     worlds = list(dict.fromkeys(table.index.get_level_values("world")))
     settings = list(dict.fromkeys(table.index.get_level_values("setting")))
     figure = empty_figure(WIDE, 3.2 * len(worlds))
@@ -661,7 +668,10 @@ def pages() -> dict[Path, str]:
     first, peers, variants = (
         read(RESULTS / f"{name}.json") for name in ("tracking", "peers", "variants")
     )
-    heading = "### tilt's options on the same work"
+    heading = (
+        "### tilt's options on the same work\n\n*weights*: no draw; *renormalised*: smaller "
+        "batches scaled up (both deleted since); *uniform_groups*: constant-reward groups join."
+    )
     older = tables(first, ("sampled", "sampled-4", "levels", "estimators", "robustness", "options"))
     return {
         ROOT / "docs" / "tracking.md": "\n\n".join(
