@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from entrocraft import schedules
     from entrocraft.controller import EntropyController
-    from entrocraft.feedback import FeedbackSettings
+    from entrocraft.feedback import FeedbackSettings, Guard
     from entrocraft.method import Decision, EntropyControlWarning
     from entrocraft.rollouts import RolloutBatch
     from entrocraft.selection import SelectionSettings
@@ -22,6 +22,7 @@ __all__ = [
     "EntropyControlWarning",
     "EntropyController",
     "FeedbackSettings",
+    "Guard",
     "RolloutBatch",
     "SelectionSettings",
     "__version__",
@@ -33,6 +34,7 @@ _HOME = {
     "EntropyControlWarning": "method",
     "EntropyController": "controller",
     "FeedbackSettings": "feedback",
+    "Guard": "feedback",
     "RolloutBatch": "rollouts",
     "SelectionSettings": "selection",
 }

@@ -57,7 +57,7 @@ class Processes:
         if error is not None:
             raise error
         if len(failed):
-            raise ValueError(f"the rollouts of rank {int(failed[0])} make no sense, see its error")
+            raise ValueError(f"the rollouts of rank {int(failed[0])} are invalid; see its error")
         return result
 
 

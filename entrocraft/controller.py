@@ -14,6 +14,7 @@ from torch import Tensor
 from entrocraft import schedules
 from entrocraft.effects import LEVELS, BatchMeans, rollout_effects
 from entrocraft.feedback import FeedbackSettings, Guard, Pressure, Situation, TargetError
+from entrocraft.feedback.guard import GuardResult
 from entrocraft.feedback.saturation import Remedies
 from entrocraft.feedback.start import far_from_start, start_warnings
 from entrocraft.method import Decision, EntropyControlWarning, Method, measured_metrics, read_batch
@@ -43,7 +44,7 @@ class PressureAndScale:
     Attributes:
         pressure: chosen by the feedback.
         scale: usual size of an effect, in the effects' unit.
-        means: of the batch; None with which each part is taken for a whole.
+        means: of the batch; None treats each part as a whole batch.
     """
 
     pressure: Pressure
@@ -119,6 +120,10 @@ class EntropyController(Method):
         if self._effect not in LEVELS:
             raise ValueError(f"unknown effect level {effect!r}; choose one of {', '.join(LEVELS)}")
         deadband = self.rule is not None and self.rule.deadband
+        if deadband and self.feedback_settings.learning_rate:
+            raise ValueError(
+                f"feedback.learning_rate needs rule='tilt', got {rule!r}; leave one of them out"
+            )
         self.feedback = self.feedback_settings.build(deadband)
         if remeasure is None:
             remeasure = float(self.rule is not None and not deadband)
@@ -306,8 +311,10 @@ class EntropyController(Method):
         ones = torch.ones(len(stats), dtype=torch.float64)
         metrics |= _outcome(Pressure(0.0), ones, stats.active)
         useful = int(stats.active.sum())
+        guarded = self._guarded(state, metrics)
         decision = Decision(ones, ones.clone(), stats.advantages.clone(), metrics, useful)
-        return self._guarded(decision, replace(state, decisions=state.decisions + 1))
+        after = replace(state, decisions=state.decisions + 1, beyond=guarded.beyond)
+        return _with_guard(decision, guarded), after
 
     def _measure(self, state: ControllerState, stats: RolloutStats, step: StepInfo) -> _Batch:
         """Take the batch's measurement, and see what its rollouts could do."""
@@ -373,11 +380,13 @@ class EntropyController(Method):
         metrics["entropy/shortfall"] = pressure.shortfall
         if joining is not None:
             metrics["entropy/constant_reward_used"] = float((joining & (weights > 0)).sum())
+        kept = response.kept(selection, weights)
+        effects = float(kept[0].sum()), float(kept[1].sum())
+        guarded = self._guarded(state, metrics, sum(effects))
         if memory is not None:
-            kept = response.kept(selection, weights)
-            effects = float(kept[0].sum()), float(kept[1].sum())
             metrics |= memory.report(effects, batch.step)
-            memory = memory.predict(effects, float(kept.norm()), batch.step)
+            made = ((0.0, 0.0), 0.0) if guarded.pause else (effects, float(kept.norm()))
+            memory = memory.predict(*made, batch.step)
         factor = self.feedback_settings.learning_rate_factor(
             state.learning_rate_factor, pressure, batch.step.optimizer_steps
         )
@@ -407,24 +416,17 @@ class EntropyController(Method):
             monitor=monitor,
             learning_rate_factor=factor,
             last=None,
+            beyond=guarded.beyond,
         )
-        return self._guarded(decision, after)
+        return _with_guard(decision, guarded), after
 
     def _guarded(
-        self, decision: Decision, after: ControllerState
-    ) -> tuple[Decision, ControllerState]:
-        """Stop or pause where the entropy has been beyond the guard's bounds for long enough."""
-        if self.guard is None or after.initial is None:
-            return decision, after
-        measured = decision.metrics["entropy/measured"]
-        beyond, text = self.guard.check(measured, after.initial, after.beyond)
-        after = replace(after, beyond=beyond)
-        if text is None:
-            return decision, after
-        if self.guard.action == "stop":
-            return replace(decision, stop=text), after
-        warned = (*decision.warnings, text)
-        return replace(decision, learning_rate_factor=0.0, warnings=warned), after
+        self, state: ControllerState, metrics: dict[str, float], change: float = 0.0
+    ) -> GuardResult:
+        """Look whether the entropy has been beyond the guard's bounds for long enough."""
+        if self.guard is None or state.initial is None:
+            return GuardResult(state.beyond)
+        return self.guard.check(metrics["entropy/measured"], state.initial, state.beyond, change)
 
     def post_update(self, change: float, stderr: float, trained: bool = True) -> None:
         """Take the measured change of the entropy by the last update; see `Method.post_update`."""
@@ -482,9 +484,20 @@ class EntropyController(Method):
         """Return repr without addresses: those of plain functions change from run to run."""
         sections = (
             f"{self.feedback_settings!r}, {self.selection!r}, "
-            f"remeasure={self.remeasure}, extra_pass={self.extra_pass}, guard={self.guard!r}"
+            f"remeasure={self.remeasure}, extra_pass={self.extra_pass}, "
+            f"drop_rejected={self.drop_rejected}, guard={self.guard!r}"
         )
         return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{self!r} with {sections}")
+
+
+def _with_guard(decision: Decision, guarded: GuardResult) -> Decision:
+    """Stop, or pause the update, where the guard says so."""
+    if guarded.stop:
+        return replace(decision, stop=guarded.text)
+    if not guarded.pause or guarded.text is None:
+        return decision
+    warned = (*decision.warnings, guarded.text)
+    return replace(decision, learning_rate_factor=0.0, warnings=warned)
 
 
 def _followed(scale: float, stats: RolloutStats, effects: Tensor) -> float:

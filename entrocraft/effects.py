@@ -130,7 +130,7 @@ def _chunk_statistics(logits: Tensor, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BatchMeans:
-    """What a part of a batch needs to be judged like the whole.
+    """Whole-batch numbers by which a part of it is scored.
 
     The number of response tokens N, and the token means of `RolloutStats.token_weight` and of the
     weighted log-probabilities (nats).
@@ -142,8 +142,14 @@ class BatchMeans:
 
     @classmethod
     def of(cls, stats: RolloutStats) -> BatchMeans:
-        """Take the means of a batch with at least one response token."""
+        """Take the means of a batch.
+
+        Raises:
+            ValueError: no response token, or token weights that are all 0.
+        """
         tokens = stats.total_tokens
+        if not tokens:
+            raise ValueError("no response token is inside the mask of this batch")
         if stats.token_weight is None:
             return cls(tokens, 1.0, float(stats.logprob.sum()) / tokens)
         weight = float((stats.token_weight * stats.tokens).sum()) / tokens

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from entrocraft import schedules
 from entrocraft.feedback.start import start_warnings
-from entrocraft.feedback.target import Target
+from entrocraft.feedback.target import Target, TargetError
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo, TokenBatch
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class EntropyControlWarning(UserWarning):
-    """Entropy control is on but cannot do what was asked, and why."""
+    """Entropy control cannot do, or may miss, what was asked."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Decision:
     Attributes:
         weights: (B,) float64, 0 = rejected; multiply into the advantages.
         probabilities: (B,) float64, keep probabilities in [0, 1].
-        advantages: (B,) float64, ready to train on: the batch's advantages times `weights` (the
-            rule `switch` puts raw rewards in their place).
+        advantages: (B,) float64, ready to train on: the batch's times `weights`, or those
+            that the method puts in their place.
         metrics: the keys of docs/metrics.md.
         useful: rollouts that carry a gradient: kept, with tokens and an advantage not 0.
         settings: options of the trainer, by its own names, for the updates of this batch.
         learning_rate_factor: on the learning rate of the updates of this batch.
-        stop: why the run is to end after this batch; None: it goes on.
+        stop: why the run is to end; None if it is to continue.
         extra: rollouts that the adapter is to add to this batch.
         warnings: texts that the user is to see.
     """
@@ -121,7 +121,7 @@ class Method:
 
     Attributes:
         name: in settings and logs.
-        follows: whether the method steers entropy towards a target.
+        follows: whether the method steers entropy toward a target.
         own_target: the target without a schedule: nats per token, or text of a schedule.
         coefficient: the main option, which a fair comparison tries several values of.
         losses: TRL's loss types under which the method is what its source says; None for all.
@@ -206,7 +206,7 @@ class Method:
         Args:
             steps: optimizer steps of the run.
             rollouts: that each of them trains on, over all processes.
-            decay: the trainer's setting by which the learning rate falls towards 0; None: it does
+            decay: the trainer's setting by which the learning rate falls toward 0; None: it does
                 not fall.
         """
         schedule = self._target.schedule if self.follows else None
@@ -263,7 +263,7 @@ class Method:
         Args:
             stats: of these rollouts.
             chosen: what `begin` returned.
-            number: of the part; each has its own chance.
+            number: of the part; it seeds the draw.
         """
         raise NotImplementedError
 
@@ -350,7 +350,9 @@ class Method:
                 state = {**state, **memory, "initial": state["goal"]["initial"]}
             after._load(state)
             after._target.check(after._initial)
-        except (KeyError, TypeError, OverflowError) as error:
+        except TargetError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"the checkpoint's state does not fit the method {self.name!r} ({error!r})"
             ) from error

@@ -124,7 +124,7 @@ class _Join:
 
 
 def constant(level: float | str) -> Schedule:
-    """Hold one level (nats per token) for ever.
+    """Hold one level (nats per token) forever.
 
     >>> constant(0.4)(1000)
     0.4
@@ -247,7 +247,7 @@ def anchor(schedule: Schedule, initial: float) -> Schedule:
 
 
 def from_string(text: str) -> Schedule:
-    """Read a schedule written as Python would call it; nothing is evaluated.
+    """Parse a schedule written as a Python call; nothing is evaluated.
 
     >>> from_string("cosine(initial, 0.5*initial, 300)")
     cosine(initial, 0.5*initial, 300)
@@ -257,7 +257,7 @@ def from_string(text: str) -> Schedule:
     constant(0.4)
 
     Raises:
-        ValueError: the text is not one of the schedules; it is named with what can be written.
+        ValueError: the text is not a schedule; the message quotes it and lists the forms.
     """
     try:
         found = _read(_parse(text))

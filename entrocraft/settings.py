@@ -85,6 +85,12 @@ class ControlSettings:
             raise ValueError(
                 f"control.options is {self.options!r}; it has keys, e.g. {{ratio: 0.001}}"
             )
+        known = methods.options_of(self.rule)
+        if unknown := [key for key in self.options if key not in known]:
+            raise ValueError(
+                f"the method {self.rule!r} has no option {unknown[0]!r}; it has "
+                f"{', '.join(known) or 'none'}"
+            )
         seeded = {"seed": seed} if "seed" in methods.options_of(self.rule) else {}
         return methods.get_method(self.rule, self.schedule, **(seeded | self.options))
 

@@ -206,12 +206,13 @@ def _method(args: Any) -> Method:
         raise ValueError(
             f"{VARIABLE}.remeasure is {method.remeasure}; slime hands over no model for it: use 0"
         )
-    _state.update(method=method, steps=0.0)
+    steps = 0.0
     if getattr(args, "load", None) and (file := Path(args.load) / _FILE).exists():
         found = json.loads(file.read_text())
         method.load_state_dict(found["method"])
         name = "optimizer_steps" if "optimizer_steps" in found else "optimiser_steps"  # 0.1.0
-        _state["steps"] = float(found[name])
+        steps = float(found[name])
+    _state.update(method=method, steps=steps)
     return method
 
 

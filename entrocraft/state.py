@@ -15,7 +15,7 @@ __all__ = ["ControllerState", "LastBatch"]
 
 @dataclass(frozen=True)
 class LastBatch:
-    """What is known of a batch that is not scored yet: the batch before it.
+    """The previous batch: stands in for one that is not scored yet.
 
     Attributes:
         measured: entropy, nats per token.

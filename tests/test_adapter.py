@@ -113,5 +113,5 @@ def test_each_process_gets_its_own_part_of_one_decision():
 def test_an_error_on_one_process_stops_all():
     adapter = TensorEngine(make_case(), TestTensorEngine().controller())
     adapter.processes = Replayed([torch.ones(1)])
-    with pytest.raises(ValueError, match="rank 0 make no sense"):
+    with pytest.raises(ValueError, match="rank 0 are invalid"):
         run_decision(adapter)

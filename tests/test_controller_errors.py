@@ -160,8 +160,8 @@ def test_an_update_returns_its_warnings_and_gives_none():
     [
         ({"schedule": -0.1}, "-0.1 nats per token cannot be reached"),
         ({"schedule": "linear(0.6)"}, "not a schedule: 'linear(0.6)'"),
-        ({"schedule": [0.5]}, "schedule must be a callable or text, got [0.5]"),
-        ({"schedule": True}, "schedule must be a callable or text, got True"),
+        ({"schedule": [0.5]}, "schedule [0.5] is no callable, text or number"),
+        ({"schedule": True}, "schedule True is no callable, text or number"),
         ({"schedule": None}, "a rule needs a schedule, e.g. schedule='linear(initial, 0.3, 300)'"),
         ({"rule": "tild"}, "unknown rule 'tild'; choose one of tilt, sign, switch or None"),
         ({"rule": 42}, "unknown rule 42; choose one of tilt, sign, switch or None"),

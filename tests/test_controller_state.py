@@ -201,6 +201,7 @@ def test_a_loaded_state_brings_its_own_start():
         ({"effect": "logit"}, "effect='sampled'.* this one is .*effect='logit'"),
         ({"floor": 0.1}, r"floor=0\.0.* this one is .*floor=0\.1"),
         ({"horizon": 2}, r"horizon=4.* this one is .*horizon=2"),
+        ({"drop_rejected": True}, "drop_rejected=False.* this one is .*drop_rejected=True"),
         ({"extra_pass": True}, "extra_pass=False.* this one is .*extra_pass=True"),
         ({"guard": Guard(low=0.1)}, r"guard=None.* this one is .*guard=Guard\(low=0\.1"),
         ({"remeasure": 0.5}, r"remeasure=1\.0.* this one is .*remeasure=0\.5"),
@@ -216,7 +217,7 @@ def test_what_is_said_of_other_settings():
     sections = (
         "FeedbackSettings(horizon=4, limit=8.0, band=0.05, learning_rate=False), "
         "SelectionSettings(floor=0.0, constant_reward_groups=False), remeasure=1.0, "
-        "extra_pass=False, guard=None"
+        "extra_pass=False, drop_rejected=False, guard=None"
     )
     text = "EntropyController(schedule=constant(0.5), rule='tilt', effect='sampled', seed={})"
     with pytest.warns(EntropyControlWarning) as seen:

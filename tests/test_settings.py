@@ -20,7 +20,8 @@ def test_the_defaults_are_the_controllers():
 
 @pytest.mark.parametrize("rule", ["tilt", "sign", "switch"])
 def test_every_setting_reaches_the_controller(rule):
-    feedback, selection = FeedbackSettings(7, 3.0, 0.2), SelectionSettings(floor=0.3)
+    feedback = FeedbackSettings(7, 3.0, 0.2)
+    selection = SelectionSettings(floor=0.3 if rule == "tilt" else 0.0)
     settings = ControlSettings(rule, 0.4, {}, "logit", feedback, selection, 0.5)
     built = settings.build(9)
     assert isinstance(built, EntropyController)
@@ -29,6 +30,16 @@ def test_every_setting_reaches_the_controller(rule):
     assert (built.effect, built.seed, built.remeasure) == ("logit", 9, 0.5)
     assert built.feedback_settings == feedback
     assert built.selection == selection
+
+
+@pytest.mark.parametrize("rule", ["sign", "switch"])
+def test_settings_of_tilt_are_refused_by_the_band_rules(rule):
+    with pytest.raises(ValueError, match=f"floor needs rule='tilt', got '{rule}'"):
+        ControlSettings(rule, 0.4, selection=SelectionSettings(floor=0.1)).build(0)
+    with pytest.raises(
+        ValueError, match=rf"feedback\.learning_rate needs rule='tilt', got '{rule}'"
+    ):
+        ControlSettings(rule, 0.4, feedback=FeedbackSettings(learning_rate=True)).build(0)
 
 
 def test_rule_null_only_observes_and_needs_no_schedule():
@@ -49,6 +60,9 @@ def test_a_baseline_by_its_name(name):
 
 def test_options_are_a_baselines_own():
     assert ControlSettings(rule="qae", options={"quantile": 0.7}).build(0).quantile == 0.7
+    for wrong in ("schedule", "name", 3):
+        with pytest.raises(ValueError, match=f"the method 'qae' has no option {wrong!r}; it has"):
+            ControlSettings(rule="qae", options={wrong: 0.1}).build(0)
     with pytest.raises(ValueError, match="the method 'qae' has no option 'ratio'; it has quantile"):
         ControlSettings(rule="qae", options={"ratio": 0.7}).build(0)
     for rule in ("tilt", None):

@@ -2,7 +2,7 @@
 
 One batch measures the policy's entropy with a noise as large as what several steps move. Between
 measurements the policy moves by a predictable amount: the effects of the rollouts that were kept,
-spread over time by the optimizer's momentum, times gains that have to be learnt, plus a drift that
+spread over time by the optimizer's momentum, times gains that have to be learned, plus a drift that
 no effect explains.
 """
 
@@ -32,9 +32,9 @@ _REACHABLE, _GAIN_SPREAD, _GAIN_WALK, _GAIN_BOUND = 0.05, 1.2, 0.02, 30.0
 # entropy; on prompts left out of the update the bias is 0.4 times that on prompts trained on
 _SPREADS = {_DRIFT: 0.003, _BIAS_TRAINED: 0.002, _BIAS_LEFT_OUT: 0.4 * 0.002}
 _WALKS = {_DRIFT: 0.003, _BIAS_TRAINED: 0.0002, _BIAS_LEFT_OUT: 0.4 * 0.0002}
-_UNEXPLAINED = 1.0  # what the effects miss, as a multiple of the root of their squared sum
-_LARGEST_SURPRISE = 4.0  # standard deviations; a wilder measurement is cut to this
-_CHANGE_ERROR = 0.1  # of a measured change: what its standard error does not know of
+_UNEXPLAINED = 1.0  # what the effects miss, in units of the root of their sum of squares
+_LARGEST_SURPRISE = 4.0  # standard deviations; a larger residual is cut to this
+_CHANGE_ERROR = 0.1  # of a measured change: error beyond its standard error
 _LOST_ENTROPY_ERROR = 0.1  # of the first entropy: standard error after numbers have overflowed
 
 
@@ -69,7 +69,7 @@ class EntropyFilter:
     steady error. Each measurement counts by its own standard error: of the entropy of a batch
     (`update`), and, where there is one, of the change that an update made (`update_change`). A
     change that is measured on prompts that were trained on is off by a bias, about the same for a
-    while at every step; on prompts left out it is smaller. Each other and fresh batches tell them.
+    while at every step; on prompts left out it is smaller. Both, with fresh batches, reveal them.
 
     Attributes:
         first: first measured entropy, nats per token; None before the first batch.
@@ -202,7 +202,7 @@ class EntropyFilter:
     def update_change(self, change: float, stderr: float, trained: bool = True) -> EntropyFilter:
         """Take a change of the entropy (nats per token) over the steps of the last `predict`.
 
-        There may be several, of independent errors; one of unknown `stderr` teaches nothing.
+        There may be several, of independent errors; one of unknown `stderr` is ignored.
         `trained` tells whether it was measured on prompts that were trained on.
         """
         if self.steps is None or not (math.isfinite(change) and math.isfinite(stderr)):

@@ -7,7 +7,26 @@ from typing import Literal
 
 from entrocraft import schedules
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "GuardResult"]
+
+_PAUSED_FOR_GOOD = 10  # times `batches`
+
+
+@dataclass(frozen=True)
+class GuardResult:
+    """What the guard makes of one batch.
+
+    Attributes:
+        beyond: batches in a row beyond a bound, with this one.
+        text: what there is to say.
+        stop: whether the run is to end.
+        pause: whether the batch's update is left out.
+    """
+
+    beyond: int
+    text: str | None = None
+    stop: bool = False
+    pause: bool = False
 
 
 @dataclass(frozen=True)
@@ -17,7 +36,9 @@ class Guard:
     Args:
         low, high: nats per token, numbers or relative to the run's start ("0.2*initial"); None: no
             such bound.
-        action: "stop" ends the run, "pause" leaves out the update of each batch beyond a bound.
+        action: "stop" ends the run. "pause" leaves out the updates of batches beyond a bound, but
+            for those that are predicted to bring entropy back, and ends the run if it stays there
+            for ten times `batches`: a policy that is not updated does not come back.
         batches: beyond a bound in a row before anything is done.
 
     Raises:
@@ -39,30 +60,44 @@ class Guard:
             raise ValueError(f"guard.action must be 'stop' or 'pause', got {self.action!r}")
         if not isinstance(self.batches, int) or self.batches < 1:
             raise ValueError(f"guard.batches must be at least 1, got {self.batches!r}")
+        low, high = self.low, self.high
+        if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low > high:
+            raise ValueError(f"guard.low is {low} and guard.high {high}; no entropy is within")
 
-    def check(self, measured: float, initial: float, beyond: int) -> tuple[int, str | None]:
+    def check(
+        self, measured: float, initial: float, beyond: int, change: float = 0.0
+    ) -> GuardResult:
         """Look at one batch.
 
         Args:
             measured: its entropy, nats per token.
             initial: the run's first.
             beyond: batches in a row that were beyond a bound before it.
-
-        Returns:
-            The same with this batch, and what there is to say if that is too many.
+            change: predicted by its update; 0 if that is not known.
         """
-        if (found := self._crossed(measured, initial)) is None:
-            return 0, None
-        if beyond + 1 < self.batches:
-            return beyond + 1, None
-        done = "stops the run" if self.action == "stop" else "leaves out its update"
-        return beyond + 1, f"{found}, for {beyond + 1} batches in a row; the guard {done}"
+        if (crossed := self._crossed(measured, initial)) is None:
+            return GuardResult(0)
+        side, edge = crossed
+        count = beyond + 1
+        if count < self.batches:
+            return GuardResult(count)
+        where = "below" if side < 0 else "above"
+        text = (
+            f"entropy is {measured:.4g} nats per token, {where} the bound {edge:.4g}, for {count} "
+            "batches in a row; the guard "
+        )
+        if self.action == "stop" or count >= _PAUSED_FOR_GOOD * self.batches:
+            return GuardResult(count, text + "stops the run", stop=True)
+        if change * side < 0:
+            return GuardResult(count)
+        return GuardResult(count, text + "leaves out its update", pause=True)
 
-    def _crossed(self, measured: float, initial: float) -> str | None:
-        for bound, side in ((self.low, "below"), (self.high, "above")):
+    def _crossed(self, measured: float, initial: float) -> tuple[int, float] | None:
+        """Side (-1 below, 1 above) and value of the bound that is crossed."""
+        for bound, side in ((self.low, -1), (self.high, 1)):
             if bound is None:
                 continue
             edge = schedules.anchor(schedules.constant(bound), max(initial, 0.0))(0)
-            if (measured < edge) if side == "below" else (measured > edge):
-                return f"entropy is {measured:.4g} nats per token, {side} the bound {edge:.4g}"
+            if (measured - edge) * side > 0:
+                return side, edge
         return None

@@ -30,7 +30,7 @@ class Remedies:
         """What can be changed where the entropy is below its target, or above it.
 
         Args:
-            below: which of both.
+            below: True if below.
             learning_rate: of the run, if it is known.
         """
         now = "" if learning_rate is None else f" (now {learning_rate:.2g})"

@@ -24,7 +24,7 @@ def start_warnings(
         schedule: of the target entropy.
         steps: optimizer steps of the run.
         rollouts: that each of them trains on, over all processes.
-        decay: the trainer's setting by which the learning rate falls towards 0, as the user would
+        decay: the trainer's setting by which the learning rate falls toward 0, as the user would
             write it; None: it does not fall.
         steered: whether entropy is moved by choosing rollouts.
 
@@ -50,7 +50,7 @@ def start_warnings(
     if decay is not None and steps and (end is None or end > steps / 2):
         found.append(
             f"the learning rate decays ({decay}), and what rejection can do to entropy decays with "
-            f"it; the plan counts that in, but a schedule that still moves late in the run, as "
+            f"it: a schedule that still moves late in the run, as "
             f"{schedule!r} may, can be missed there: use a constant learning rate, or let the "
             "schedule end earlier"
         )
@@ -58,12 +58,12 @@ def start_warnings(
 
 
 def far_from_start(target: float, initial: float, stderr: float) -> str | None:
-    """What there is to say of a schedule that begins elsewhere than the run.
+    """Warn of a schedule that starts far from the run's first entropy.
 
     Args:
         target: of the first batch, nats per token.
         initial: measured on it, nats per token.
-        stderr: of the measurement, nats per token; nan or inf if it is not known.
+        stderr: of the measurement, nats per token; nan if it is not known.
     """
     gap = abs(target - initial)
     if gap <= _FAR * initial or gap < 3 * stderr:

@@ -36,7 +36,7 @@ class Target:
         elif isinstance(schedule, str):
             schedule = schedules.from_string(schedule)
         elif schedule is not None and not callable(schedule):
-            raise ValueError(f"schedule must be a callable or text, got {schedule!r}")
+            raise ValueError(f"schedule {schedule!r} is no callable, text or number")
         self.schedule = schedule
         self._max_entropy: float | None = None
         self._steps: int | None = None

@@ -73,7 +73,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def follows_target(name: str) -> bool:
-    """Whether the method of this name steers entropy towards a target."""
+    """Whether the method of this name steers entropy toward a target."""
     return method_class(name).follows
 
 

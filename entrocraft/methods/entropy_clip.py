@@ -57,11 +57,11 @@ class ClipV(TokenMethod):
 
     S = p (H + log p) of the sampled token and N = sum_j p_j^2 (H + log p_j), so that x is the
     sensitivity of the effect level `logit`. If more than `max_fraction` of the response tokens
-    would go, only the ``max(int(max_fraction * tokens), 1)`` with the largest x do. The others are
+    would go, only ``max(int(max_fraction * tokens), 1)`` of largest x and A < 0 do. The others are
     scaled by tokens / tokens left.
 
     Source: arXiv 2602.03392, mu 8.5 and at most 1e-4 of the tokens. The threshold is not centered
-    though the standard deviation is, as there. Every process has an even part of the limit.
+    though the standard deviation is, as there. The limit is per process, of its own tokens.
 
     Args:
         mu: threshold in standard deviations.

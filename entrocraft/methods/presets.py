@@ -240,7 +240,7 @@ class SAPO(Preset):
 
     Args:
         positive: tau where A > 0.
-        negative: tau elsewhere; larger lets go of off-policy tokens earlier.
+        negative: tau elsewhere; larger damps off-policy tokens more sharply.
     """
 
     name = "sapo"

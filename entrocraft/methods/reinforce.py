@@ -165,8 +165,8 @@ class WeightedReinforce(RewardMethod):
 class MaxRL(Method):
     """``A = (R - mean) / mean`` over a prompt's rewards, 0 where the mean is 0.
 
-    With rewards 0 and 1 a prompt's gradient is that of log pass rate, estimated: rare successes
-    weigh as much as they are rare.
+    With rewards 0 and 1 a prompt's gradient is that of log pass rate, estimated: a success
+    weighs in inverse to the pass rate.
 
     Source: Maximum likelihood RL (arXiv 2602.02710); repository tajwarfahim/maxrl.
     """
@@ -178,9 +178,10 @@ class MaxRL(Method):
         advantages = torch.zeros_like(stats.advantages)
         for prompt in group.unique():
             rows = (group == prompt) & ~rewards.isnan()
-            mean = float(rewards[rows].mean()) if bool(rows.any()) else 0.0
-            if mean > 0:
-                advantages[rows] = (rewards[rows] - mean) / mean
+            known = rewards[rows]
+            mean = float(known.mean()) if len(known) else 0.0
+            if mean > 0 and bool((known != known[0]).any()):
+                advantages[rows] = (known - mean) / mean
         return advantages
 
 

@@ -18,7 +18,7 @@ class REPO(TokenMethod):
 
         A > 0:  max(A (1 - z log p), 0)        A < 0:  min(A (1 + z log p), 0)
 
-    Once per batch z doubles (to +-`most` at most) if it pushes entropy towards the target, else
+    Once per batch z doubles (to +-`most` at most) if it pushes entropy toward the target, else
     halves; where it would fall below `least` its sign turns.
 
     Source: REPO (arXiv 2603.11682, appendix D.2), where the target is the initial entropy; the rule
@@ -41,6 +41,13 @@ class REPO(TokenMethod):
     zeta: float = number(0.01)
     least: float = number(1e-4, above=0)
     most: float = number(1.0, low="least")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.least <= abs(self.zeta) <= self.most:
+            raise ValueError(
+                f"repo_r: zeta is {self.zeta}; use a size from {self.least} to {self.most}"
+            )
 
     def settings(self, seen: Measurement) -> dict[str, float]:
         if self._zeta_now == 0:

@@ -31,7 +31,7 @@ class TokenBatch:
         sensitivity: (b, T), nats per unit of advantage (`entrocraft.effects`), or None if the
             method asks for no effect level.
         share: part of an optimizer step that these rows are, over all processes.
-        total: stats a tensor over all processes; every process must call it equally often.
+        total: sums a tensor over all processes; every process must call it equally often.
     """
 
     step: int

@@ -4,7 +4,6 @@ from entrocraft.selection.response import Response, ResponseCurve, rule_input
 from entrocraft.selection.rules import RULES, RuleInput, Selection, SelectionSettings, get_rule
 
 __all__ = [
-    "GRID",
     "RULES",
     "Response",
     "ResponseCurve",

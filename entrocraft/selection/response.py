@@ -156,7 +156,7 @@ class ResponseCurve:
     def solve(self, gains: tuple[float, float], wanted: float) -> tuple[float, float]:
         """Smallest pressure whose kept effects, times the gains, sum to `wanted` nats per token.
 
-        Between the pressures of a grid, the straight line. `gains` are nats per unit of effect, of
+        Interpolates linearly between grid pressures. `gains` are nats per unit of effect, of
         positive and of negative advantages.
 
         Returns:

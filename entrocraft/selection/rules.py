@@ -189,5 +189,7 @@ def get_rule(name: str, settings: SelectionSettings | None = None) -> Rule:
         raise ValueError(
             f"constant_reward_groups needs rule='tilt', got {name!r}; 'switch' does so by itself"
         )
+    if settings.floor and name != "tilt":
+        raise ValueError(f"floor needs rule='tilt', got {name!r}, which has no probabilities")
     rules: dict[str, Rule] = {"tilt": Tilt(settings.floor), "sign": Sign(), "switch": Switch()}
     return rules[name]

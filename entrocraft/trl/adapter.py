@@ -193,8 +193,7 @@ class GenerationBatch(Adapter):
         self.output = output
         self._trainer, self._recorder, self._rewards = trainer, recorder, rewards
         self.mask = response_mask(output)
-        if signals is not None:
-            self.signals = signals
+        self.signals: Any = signals
         micro_batches = trainer.args.steps_per_generation * trainer.num_iterations
         steps = micro_batches / trainer.args.gradient_accumulation_steps
         self._step = StepInfo(
@@ -274,6 +273,11 @@ class GenerationBatch(Adapter):
 
     def score(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         rows, count = chosen.to(self.mask.device), len(self.mask)
+        if len(chosen) < count and self.output.get("pixel_values") is not None:
+            raise ValueError(
+                f"remeasure is {self.method.remeasure}, and images are not split by rollouts; use "
+                "1 or 0"
+            )
         part = {
             name: value[rows] if torch.is_tensor(value) and value.shape[:1] == (count,) else value
             for name, value in self.output.items()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entrocraft.trl.head import fuses_loss
+
 __all__ = ["RowDropping"]
 
 _DIVIDES_BY = {
@@ -45,7 +47,7 @@ class RowDropping:
             "an entropy bonus": getattr(trainer, "_entropy_bonus_enabled", False),
             "top_entropy_quantile": getattr(trainer, "top_entropy_quantile", 1.0) < 1,
             "a router's auxiliary loss": getattr(trainer, "aux_loss_enabled", False),
-            "use_liger_kernel": trainer.args.use_liger_kernel,
+            "use_liger_kernel": fuses_loss(trainer),
         }
         if reasons := [name for name, present in others.items() if present]:
             raise ValueError(
@@ -82,9 +84,7 @@ class RowDropping:
         """These rollouts, as wide as the longest of them."""
         size = len(inputs["advantages"])
         if inputs.get("pixel_values") is not None:
-            raise ValueError(
-                "drop_rejected=True cannot leave out rollouts with images; leave it out"
-            )
+            raise ValueError("drop_rejected=True does not support images; set drop_rejected=False")
         kept = dict(inputs)
         for name, value in inputs.items():
             if torch.is_tensor(value) and value.ndim and len(value) == size:

@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from entrocraft.effects import TokenStatistics, token_statistics
 
-__all__ = ["LanguageModelHead", "has_dropout", "pass_with_sensitivity"]
+__all__ = ["LanguageModelHead", "fuses_loss", "has_dropout", "pass_with_sensitivity"]
 
 _LARGEST_MEAN_DISAGREEMENT = 0.1
 
@@ -98,6 +98,11 @@ def pass_with_sensitivity(
             "that is not known here); use effect='sampled'"
         )
     return out, torch.cat([part.sensitivity for part in parts])
+
+
+def fuses_loss(trainer: Any) -> bool:
+    """Whether the loss is Liger's fused one (TRL 1.5), which scores no tokens."""
+    return bool(trainer.args.use_liger_kernel) and hasattr(trainer, "compute_liger_loss")
 
 
 def has_dropout(model: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from entrocraft.adapter import gather_stats
 from entrocraft.method import Decision, Method
 from entrocraft.rollouts import RolloutStats
 from entrocraft.trl.adapter import GenerationBatch, Signals
-from entrocraft.trl.head import has_dropout
+from entrocraft.trl.head import fuses_loss, has_dropout
 
 __all__ = ["ROW", "LossDecision", "LossHook"]
 
@@ -53,7 +53,7 @@ class LossHook(ABC):
         """
 
     def loss(self, compute: Callable[..., Tensor], model: Any, inputs: dict[str, Any]) -> Tensor:
-        """TRL's loss `compute(model, inputs)` with this in it."""
+        """TRL's loss `compute(model, inputs)` with this hook."""
         # a copy: with several iterations TRL comes back to the same dictionary
         self._inputs = dict(inputs)
         try:
@@ -99,10 +99,10 @@ class LossDecision(LossHook):
         """Whether the loss sees each rollout once, before the optimizer's step, token by token."""
         args = trainer.args
         if method.remeasure and has_dropout(trainer.model):
-            return False  # a pass that drops units out tells no change by an update
+            return False  # dropout noise would hide the change by an update
         one_update = args.steps_per_generation <= args.gradient_accumulation_steps
         once = one_update and trainer.num_iterations == 1
-        return once and hasattr(trainer, "loss_type") and not args.use_liger_kernel
+        return once and hasattr(trainer, "loss_type") and not fuses_loss(trainer)
 
     def begin(self, batch: GenerationBatch) -> None:
         """Take a batch that was not scored; what TRL cuts up next is its `output`."""

@@ -63,6 +63,7 @@ class MetricsFile(TrainerCallback):
         kept = [r for r in _whole_records(path) if r["step"] < state.global_step]
         before = max((r.get("seconds", 0.0) for r in kept), default=0.0)
         self._start, self._held = time.perf_counter() - before, {}
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         if self.show is not None:
             for record in kept:
@@ -98,7 +99,7 @@ class MetricsFile(TrainerCallback):
 
 
 def _whole_records(path: Path) -> list[Record]:
-    """Records of an earlier run, without a line that a kill cut."""
+    """Records of an earlier run; unreadable lines are skipped."""
     records = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.split("\n"):

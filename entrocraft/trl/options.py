@@ -91,7 +91,7 @@ class DecisionCallback(TrainerCallback):
         self._scheduled: list[float] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Lower it."""
+        """Scale the learning rates."""
         groups, decision = self._trainer.optimizer.param_groups, self._trainer.last_decision
         self._scheduled = [group["lr"] for group in groups]
         factor = 1.0 if decision is None else decision.learning_rate_factor
@@ -100,7 +100,7 @@ class DecisionCallback(TrainerCallback):
             group["lr"] = group["lr"] * factor
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put it back."""
+        """Restore the learning rates."""
         for group, rate in zip(self._trainer.optimizer.param_groups, self._scheduled, strict=True):
             group["lr"] = rate
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from entrocraft.adapter import run_remeasure
 from entrocraft.post_update import change_stats, report_running_change
 from entrocraft.trl.adapter import GenerationBatch, Signals
-from entrocraft.trl.head import has_dropout
+from entrocraft.trl.head import fuses_loss, has_dropout
 from entrocraft.trl.in_loss import ROW, LossHook
 
 __all__ = ["Remeasuring", "RunningChange"]
@@ -71,7 +71,7 @@ class RunningChange(LossHook, Remeasuring):
         args = trainer.args
         several = args.steps_per_generation > args.gradient_accumulation_steps
         once = trainer.num_iterations == 1  # rollouts of a second iteration were trained on before
-        fits = once and hasattr(trainer, "loss_type") and not args.use_liger_kernel
+        fits = once and hasattr(trainer, "loss_type") and not fuses_loss(trainer)
         # passes that drop other units differ by more than an update does
         return several and fits and not has_dropout(trainer.model)
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from entrocraft.method import Method
 from entrocraft.rollouts.tokens import TokenBatch
 from entrocraft.trl.adapter import Signals, response_mask
-from entrocraft.trl.head import LanguageModelHead
+from entrocraft.trl.head import LanguageModelHead, fuses_loss
 from entrocraft.trl.options import apply_settings
 
 __all__ = ["TokenHook"]
@@ -31,7 +31,7 @@ class TokenHook:
     """Hosts `reweigh` and `bonus_entropy` of one method in one trainer.
 
     Raises:
-        ValueError: a trainer whose loss knows no tokens, or hides them.
+        ValueError: a trainer whose loss is not per token, or is fused.
     """
 
     def __init__(self, trainer: Any, method: Method) -> None:
@@ -50,7 +50,7 @@ class TokenHook:
                 f"{works}, and importance_sampling_level={level!r} spreads each token's weight "
                 "over its rollout; use 'token'"
             )
-        if getattr(trainer, "use_liger_kernel", False) and hasattr(trainer, "compute_liger_loss"):
+        if fuses_loss(trainer):
             raise ValueError(
                 f"{works} inside TRL's loss, which Liger's fused loss replaces; set "
                 "use_liger_kernel=False"

@@ -195,8 +195,8 @@ def _warn_of_use(trainer: Any, method: Method) -> None:
     found = []
     if method.hosted:
         found.append(
-            f"{method!r} has been in another trainer and goes on with what it learnt there: its "
-            "start, gains and drift; make a new one for a new run"
+            f"{method!r} was in another trainer and keeps the state it has from there; make a new "
+            "one for a new run"
         )
     accumulated = trainer.args.gradient_accumulation_steps
     micro_batches = trainer.args.steps_per_generation * trainer.num_iterations
@@ -222,7 +222,7 @@ def _from_text(text: str) -> Any:
     """Return the baseline of this name, or the text if it is a schedule.
 
     Raises:
-        ValueError: neither of both.
+        ValueError: it is neither.
     """
     if text in METHODS:
         return get_method(text)

@@ -30,7 +30,8 @@ def arguments_for_verl(arguments: list[str]) -> list[str]:
         if match is not None:
             key, value = match.groups()
             if value[:1] not in ("", *"\"'{[") and re.search(r"[(),*]", value):
-                value = f'"{value}"'
+                escaped = value.replace('"', '\\"')
+                value = f'"{escaped}"'
             argument = f"++{key}={value}"
         found.append(argument)
     return found

@@ -182,16 +182,18 @@ def measure(trainer: Any, batch: Any, sensitivity: bool = False) -> dict[str, Te
     batch.extra_info.update(
         calculate_entropy=True,
         compute_loss=False,
-        # left behind by an update that distils; without a loss there is nothing to distil
+        # left behind by an update that distills; without a loss there is nothing to distill
         distillation_use_topk=False,
         distillation_only=False,
         temperature=trainer.config.actor_rollout_ref.rollout.temperature,
         **{FLAG: sensitivity},
     )
     old = _fetch(batch, ["entropy"])  # the pass writes over it
-    trainer.actor_rollout_wg.compute_log_prob(batch)
-    batch.extra_info.clear()
-    batch.extra_info.update(kept)
+    try:
+        trainer.actor_rollout_wg.compute_log_prob(batch)
+    finally:
+        batch.extra_info.clear()
+        batch.extra_info.update(kept)
     names = {"logprobs": "log_probs", "entropies": "entropy"}
     if sensitivity:
         names["sensitivity"] = SENSITIVITY

@@ -57,7 +57,7 @@ def install() -> None:
 def _value_heads(module: Any) -> None:
     """Let verl patch TRL's value heads only where TRL still has them.
 
-    verl 0.9 takes them for granted wherever TRL is installed, and entrocraft brings a newer TRL.
+    verl 0.9 expects them wherever TRL is installed; newer TRL has moved or dropped them.
     """
     installed = module.is_trl_available
 

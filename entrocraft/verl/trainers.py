@@ -38,7 +38,7 @@ class EntropyControlMixin(_Trainer):
     """Adds entropy control to one of verl's V1 trainers: put it before the trainer's class.
 
     After verl has computed advantages, the method decides once on the rollouts of a batch; rows of
-    one rollout share its fate, rows of padding have none. Masks and normalizers stay verl's.
+    a rollout are decided together, padding rows not. Masks and normalizers stay verl's.
     The schedule's clock counts optimizer steps: a batch that makes four mini-batches takes four.
 
     Attributes:
@@ -158,7 +158,7 @@ _SEAMS = (
 
 
 def check_seams(trainer: type) -> None:
-    """Refuse a verl whose trainer has other methods than those that the mixin overrides.
+    """Refuse a verl whose trainer lacks a method of the mixin or has other parameters.
 
     Raises:
         RuntimeError: names the method.

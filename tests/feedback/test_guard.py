@@ -1,5 +1,6 @@
 """The guard: bounds of the entropy beyond which a run stops or its updates pause."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from entrocraft import EntropyController, EntropyControlWarning
 from entrocraft.feedback import Guard
+from entrocraft.feedback.guard import GuardResult
 from tests.batches import make_batch
 
 
@@ -49,13 +51,48 @@ def test_a_resumed_run_goes_on_counting():
 
 def test_the_bounds_themselves_are_allowed():
     guard = Guard(low=0.25, high="2*initial")
-    assert guard.check(0.25, 0.5, 7) == (0, None)
-    assert guard.check(1.0, 0.5, 7) == (0, None)
-    low, high = (guard.check(measured, 0.5, 2)[1] for measured in (0.2, 1.5))
+    assert guard.check(0.25, 0.5, 7) == GuardResult(0)
+    assert guard.check(1.0, 0.5, 7) == GuardResult(0)
+    low, high = (guard.check(measured, 0.5, 2).text for measured in (0.2, 1.5))
     assert low.startswith("entropy is 0.2 nats per token, below the bound 0.25, for 3 batches")
     assert high.startswith("entropy is 1.5 nats per token, above the bound 1, for 3 batches")
     # rounding may leave the entropy of a deterministic policy a hair below 0
-    assert Guard(low="initial").check(0.0, -1e-12, 7) == (0, None)
+    assert Guard(low="initial").check(0.0, -1e-12, 7) == GuardResult(0)
+
+
+def test_a_pause_lets_through_what_brings_entropy_back():
+    guard = Guard(low=0.3, high=0.9, action="pause", batches=2)
+    assert guard.check(0.2, 0.5, 0) == GuardResult(1)
+    assert guard.check(0.2, 0.5, 1, change=0.01) == GuardResult(2)
+    assert guard.check(1.0, 0.5, 1, change=-0.01) == GuardResult(2)
+    for measured, change in ((0.2, -0.01), (0.2, 0.0), (1.0, 0.01)):
+        found = guard.check(measured, 0.5, 1, change)
+        assert (found.pause, found.stop, found.beyond) == (True, False, 2)
+    # a policy that is not updated does not come back
+    assert guard.check(0.2, 0.5, 18, -0.01).pause
+    last = guard.check(0.2, 0.5, 19, 0.01)
+    assert (last.pause, last.stop) == (False, True)
+    assert last.text.endswith("for 20 batches in a row; the guard stops the run")
+
+
+def test_a_steered_run_that_is_pushed_back_is_not_paused():
+    guard = Guard(low=0.45, action="pause", batches=1)
+    steered = EntropyController("constant(0.5)", guard=guard)
+    falling = EntropyController("constant(0.1)", guard=guard)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EntropyControlWarning)
+        up = decide(steered, [0.5, 0.4])[-1]
+        down = decide(falling, [0.5, 0.4])[-1]
+    assert up.metrics["entropy/chosen_change"] > 0
+    assert up.learning_rate_factor == 1
+    assert down.metrics["entropy/chosen_change"] < 0
+    assert down.learning_rate_factor == 0
+    # what is left out adds nothing to what is pending
+    told = EntropyController("constant(0.1)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EntropyControlWarning)
+        decide(told, [0.5, 0.4])
+    assert falling.state.feedback.pending > told.state.feedback.pending
 
 
 def test_what_is_said():
@@ -88,6 +125,7 @@ def test_within_the_bounds_nothing_changes():
         ({"low": 0.1, "action": "warn"}, "must be 'stop' or 'pause', got 'warn'"),
         ({"low": 0.1, "batches": 0}, "at least 1, got 0"),
         ({"low": 0.1, "batches": 1.5}, "at least 1, got 1.5"),
+        ({"low": 0.9, "high": 0.1}, "no entropy is within"),
         ({"high": "final"}, "no entropy level"),
     ],
 )

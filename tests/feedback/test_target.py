@@ -21,7 +21,7 @@ def test_text_numbers_and_functions_are_schedules():
 
 @pytest.mark.parametrize("schedule", [[0.5], True, 1j, object()])
 def test_what_is_no_schedule(schedule):
-    with pytest.raises(ValueError, match="schedule must be a callable or text, got"):
+    with pytest.raises(ValueError, match="is no callable, text or number"):
         Target(schedule)
 
 

@@ -161,7 +161,7 @@ class Study:
         return self.methods[method] or {}
 
     def follows(self, method: str) -> bool:
-        """Whether the method is steered towards the schedule."""
+        """Whether the method is steered toward the schedule."""
         return bool(self.of(method).get("follows", True))
 
     def seeds_of(self, method: str) -> list[int]:
