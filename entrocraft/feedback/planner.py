@@ -38,7 +38,7 @@ class Planner:
         """F: nats per token that this batch shall add in total."""
         momentum, batch = situation.step.decay, situation.step.optimizer_steps
         steps = max(self.horizon, math.ceil(batch))
-        arrives = sum(1 - momentum**k for k in range(1, steps + 1)) / max(batch, 1.0)
+        arrives = sum(1 - momentum**k for k in range(1, steps + 1)) / batch
         lands = memory.entropy + (1 - momentum**steps) * memory.pending
         return (situation.target(steps) - lands - steps * memory.drift) / arrives
 

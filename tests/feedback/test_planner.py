@@ -190,7 +190,7 @@ def test_the_plan_is_what_lands_on_the_target(horizon, batch_steps, lands, momen
     assert asked == [lands]
     assert not pressure.saturated
     # each step adds the same share of what a batch adds, and 1 - momentum of all arrives
-    total = state.in_nats(curve.at(pressure.value)) / max(batch_steps, 1.0)
+    total = state.in_nats(curve.at(pressure.value)) / batch_steps
     entropy, pending = state.entropy, 0.0
     for _ in range(lands):
         pending += total
