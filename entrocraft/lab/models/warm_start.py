@@ -92,6 +92,8 @@ class WarmStartConfig:
 PRESETS: dict[str, dict[str, Any]] = {
     "countdown": {},
     "chain_sum": {"problems": 1000, "skill": 0.5},
+    "permutation_words": {"problems": 20_000},
+    "maze": {"steps": 600, "max_new_tokens": 24},
 }
 """Fields of `WarmStartConfig` for each task, where they differ from the defaults."""
 
