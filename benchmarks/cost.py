@@ -1,12 +1,13 @@
-"""What control costs: seconds of an optimizer step and peak memory, as ratios to plain TRL.
+"""What control costs: processor time of a step and peak memory, as ratios to plain TRL.
 
     python benchmarks/cost.py --rounds 5                    # write benchmarks/results/cost.json
     python benchmarks/tables.py benchmarks/results/cost.json
 
 Two vocabularies: the demo's 99 tokens, with its warm-started model and task, and 49,152, with a
 Llama from scratch that is rewarded for even token numbers. One thread, one run at a time, each in a
-process of its own. Cases take turns, round after round, so that a busy machine slows all of them;
-a round's median step is divided by plain TRL's of the same vocabulary, updates and round.
+process of its own, whose processor time is counted: what else runs on the machine counts little.
+Cases take turns, round after round; a round's median step is divided by plain TRL's of the same
+vocabulary, updates and round.
 """
 
 import argparse
@@ -100,17 +101,17 @@ CASES = [
 
 
 class StepClock(TrainerCallback):
-    """When each optimizer step ended, in seconds."""
+    """Processor time at the end of each optimizer step, in seconds."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append(time.process_time())
 
 
 def measure(case: Case, seed: int) -> dict[str, float]:
-    """Median seconds of a rollout batch's steps (rollouts, rewards, control, update), and more."""
+    """Median time of a rollout batch's steps (rollouts, rewards, control, update), and more."""
     large = case.vocabulary == LARGE
     warm_up, batches = (1, 3) if large else (3, 12 if case.updates == 1 else 5)
     with tempfile.TemporaryDirectory() as folder:
