@@ -32,6 +32,7 @@ __all__ = [
     "Signals",
     "innermost_optimizer",
     "response_mask",
+    "take_rows",
 ]
 
 _MEAN_OF_ROLLOUTS = ("grpo", "sapo")
@@ -39,6 +40,18 @@ _MEAN_OF_ROLLOUTS = ("grpo", "sapo")
 
 _OVER_ROLLOUTS = (*_MEAN_OF_ROLLOUTS, "dr_grpo", "luspo")
 """TRL's losses that divide by the number of rollouts, with or without tokens."""
+
+_BY_TOKEN = (
+    *("completion_ids", "completion_mask", "tool_mask", "importance_sampling_ratio"),
+    *("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"),
+)
+"""What TRL's dictionary has (b, T) of, or (b, 1)."""
+
+_WITH_PROMPT = ("token_type_ids", "mm_token_type_ids")
+"""What it has (b, P + T) of, P tokens of the prompt before the completion."""
+
+_PASSES = 4
+"""Passes, at least, in which a batch is scored apart from TRL's own."""
 
 _MODEL_INPUTS = signature(trl.GRPOTrainer._get_per_token_logps_and_entropies).parameters
 """What TRL's log-prob pass takes: besides tokens what a vision model needs, as the batch has it."""
@@ -114,8 +127,31 @@ class SignalRecorder:
             return self._first
         return None
 
-    def ask(self, output: dict[str, Any], sensitivity: bool = True) -> Signals:
-        """Make one pass without gradients over a batch that TRL scored."""
+    def ask(
+        self, output: dict[str, Any], rows: Tensor | None = None, sensitivity: bool = True
+    ) -> Signals:
+        """Score rollouts of a batch of TRL's without gradients: all of them, or these rows.
+
+        Rollouts of about one length go together, so that little padding is scored.
+        """
+        lengths = output["completion_mask"].sum(1)
+        rows = torch.arange(len(lengths), device=lengths.device) if rows is None else rows
+        size = min(self._trainer.args.per_device_train_batch_size, -(-len(rows) // _PASSES))
+        if output.get("pixel_values") is not None:
+            return self._pass(output, sensitivity)  # images are not split by rollouts
+        order = lengths[rows].argsort(stable=True)
+        shape = len(rows), output["completion_mask"].shape[1]
+        found: list[Tensor] = []
+        for part in order.split(max(size, 1)):
+            seen = self._pass(take_rows(output, rows[part]), sensitivity)
+            parts = [seen.logprobs, seen.entropies, seen.sensitivity]
+            values = [value for value in parts if value is not None]
+            found = found or [value.new_zeros(shape) for value in values]
+            for whole, value in zip(found, values, strict=True):
+                whole[part, : value.shape[1]] = value
+        return Signals(*found)
+
+    def _pass(self, output: dict[str, Any], sensitivity: bool) -> Signals:
         trainer = self._trainer
         training = trainer.model.training
         trainer.model.eval()  # dropout would draw from the generator that the plain trainer uses
@@ -272,17 +308,13 @@ class GenerationBatch(Adapter):
             self._trainer._metrics["train"][name].append(value)
 
     def score(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        rows, count = chosen.to(self.mask.device), len(self.mask)
-        if len(chosen) < count and self.output.get("pixel_values") is not None:
+        rows, images = chosen.to(self.mask.device), self.output.get("pixel_values") is not None
+        if images and len(chosen) < len(self.mask):
             raise ValueError(
                 f"remeasure is {self.method.remeasure}, and images are not split by rollouts; use "
                 "1 or 0"
             )
-        part = {
-            name: value[rows] if torch.is_tensor(value) and value.shape[:1] == (count,) else value
-            for name, value in self.output.items()
-        }
-        signals = self._recorder.ask(part, sensitivity=False)
+        signals = self._recorder.ask(self.output, rows, sensitivity=False)
         return signals.logprobs, signals.entropies
 
     def before(self) -> ScoredTokens:
@@ -291,6 +323,24 @@ class GenerationBatch(Adapter):
         prompts = (self.processes.index * count + torch.arange(count)) // size
         logprobs, entropies = self.signals.logprobs, self.signals.entropies
         return ScoredTokens(self.mask, logprobs, entropies, prompts, spread=count % size != 0)
+
+
+def take_rows(rollouts: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """These rollouts of TRL's dictionary, as wide as the longest completion of them."""
+    size, taken = len(rollouts["completion_mask"]), dict(rollouts)
+    size_of_prompts = rollouts["prompt_ids"].shape[1]
+    for name, value in rollouts.items():
+        if torch.is_tensor(value) and value.ndim and len(value) == size:
+            taken[name] = value[rows]
+        elif isinstance(value, list) and len(value) == size:
+            taken[name] = [value[row] for row in rows.tolist()]
+    seen = taken["completion_mask"].any(0).nonzero()
+    width = int(seen.max()) + 1 if len(seen) else 1
+    for names, columns in ((_BY_TOKEN, width), (_WITH_PROMPT, size_of_prompts + width)):
+        for name in names:
+            if taken.get(name) is not None and taken[name].shape[1] > 1:
+                taken[name] = taken[name][:, :columns]
+    return taken
 
 
 def response_mask(rollouts: dict[str, Any]) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entrocraft.trl.adapter import response_mask, take_rows
 from entrocraft.trl.head import fuses_loss
 
 __all__ = ["RowDropping"]
@@ -21,11 +22,6 @@ _DIVIDES_BY = {
     "tokens": ("bnpo",),
     "a number of its own": ("dapo", "cispo", "vespo"),  # tokens of the whole batch
 }
-_COMPLETIONS = (
-    *("completion_ids", "completion_mask", "tool_mask", "importance_sampling_ratio"),
-    *("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"),
-)
-"""What a micro-batch has (b, T) of."""
 
 
 class RowDropping:
@@ -62,14 +58,15 @@ class RowDropping:
         self, compute: Callable[[Any, dict[str, Any]], Tensor], model: Any, inputs: dict[str, Any]
     ) -> Tensor:
         """TRL's loss `compute(model, inputs)` of the rollouts that carry a gradient."""
+        if inputs.get("pixel_values") is not None:
+            raise ValueError("drop_rejected=True does not support images; set drop_rejected=False")
         rows = self._rows(inputs["advantages"])
-        kept = self._take(inputs, rows)
+        kept = take_rows(inputs, rows)
         loss = compute(model, kept)
         if self._by == "rollouts":
             return loss * (len(rows) / len(inputs["advantages"]))
         if self._by == "tokens":
-            share = _tokens(kept).sum() / _tokens(inputs).sum().clamp(min=1)
-            return loss * share
+            return loss * (response_mask(kept).sum() / response_mask(inputs).sum().clamp(min=1))
         return loss
 
     def _rows(self, advantages: Tensor) -> Tensor:
@@ -79,26 +76,3 @@ class RowDropping:
         count = int(counts.max())
         # those with a gradient first, then as many others as are needed
         return torch.argsort(~carries, stable=True)[:count].sort().values
-
-    def _take(self, inputs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-        """These rollouts, as wide as the longest of them."""
-        size = len(inputs["advantages"])
-        if inputs.get("pixel_values") is not None:
-            raise ValueError("drop_rejected=True does not support images; set drop_rejected=False")
-        kept = dict(inputs)
-        for name, value in inputs.items():
-            if torch.is_tensor(value) and value.ndim and len(value) == size:
-                kept[name] = value[rows]
-            elif isinstance(value, list) and len(value) == size:
-                kept[name] = [value[row] for row in rows.tolist()]
-        seen = kept["completion_mask"].any(0).nonzero()
-        width = int(seen.max()) + 1 if len(seen) else 1
-        for name in _COMPLETIONS:
-            if kept.get(name) is not None and kept[name].shape[1] > 1:
-                kept[name] = kept[name][:, :width]
-        return kept
-
-
-def _tokens(inputs: dict[str, Any]) -> Tensor:
-    mask = inputs["completion_mask"]
-    return mask if "tool_mask" not in inputs else mask * inputs["tool_mask"]

@@ -241,7 +241,7 @@ def test_an_entropy_bonus_beside_control_is_warned_of(bonus):
 def test_a_controller_that_was_in_another_trainer_is_warned_of():
     control = EntropyController(2.5)
     make_trainer(entropy_control=control)
-    with pytest.warns(EntropyControlWarning, match="goes on with what it learnt there"):
+    with pytest.warns(EntropyControlWarning, match="keeps the state it has from there"):
         make_trainer(entropy_control=control)
 
 

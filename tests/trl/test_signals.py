@@ -306,17 +306,24 @@ def test_bfloat16_autocast(settings):
 
 
 def test_model_inputs_of_the_batch_go_into_the_pass():
-    asked = []
+    scored = []
 
     class Asked(EntropyControlMixin, PLAIN["grpo"]):
-        def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-            asked.append(kwargs.pop("mm_token_type_ids", None))  # the tiny model takes none
-            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        def _get_per_token_logps_and_entropies(self, model, ids, *args, **kwargs):
+            # the tiny model takes none
+            scored.append((ids, kwargs.pop("mm_token_type_ids", None)))
+            return super()._get_per_token_logps_and_entropies(model, ids, *args, **kwargs)
 
     control = EntropyController(2.5, effect="logit")
     trainer = make_trainer("grpo", Asked, entropy_control=control)
     output = generation_batch(trainer)
-    types = torch.zeros_like(torch.cat([output["prompt_ids"], output["completion_ids"]], 1))
-    asked.clear()
+    # each row its own number, so that rows that are scored in another order are told apart
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+    types = torch.arange(len(ids))[:, None].expand_as(ids)
+    scored.clear()
     trainer._signals.ask(output | {"mm_token_type_ids": types})
-    assert asked[0] is types
+    assert sum(len(found) for _, found in scored) == len(ids)
+    for part, found in scored:
+        assert part.shape == found.shape
+        for row, number in zip(part, found[:, 0].tolist(), strict=True):
+            assert torch.equal(row, ids[number, : len(row)])
