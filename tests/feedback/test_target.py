@@ -40,7 +40,7 @@ def test_a_start_a_hair_below_0_is_0():
 
 
 def test_ahead_ends_with_the_run():
-    """Of a run of 3 steps the state after the last one has a target, and nothing after it."""
+    """Of a run of 3 steps the state after up to the run's end has a target, and nothing after it."""
     target = Target(lambda step: TABLE[step])
     target.prepare(None, 3)
     assert [target.ahead(0, steps, None) for steps in range(6)] == [*TABLE, 0.2, 0.2]
@@ -112,7 +112,9 @@ def test_a_relative_target_is_checked_when_its_start_is_known():
 )
 def test_a_schedule_that_fails_is_named_with_its_step(schedule, cause):
     target = Target(schedule)
-    with pytest.raises(TargetError, match=rf"has no number for step \d \({cause}.*the last one"):
+    with pytest.raises(
+        TargetError, match=rf"has no number for step \d \({cause}.*up to the run's end"
+    ):
         target.prepare(None, 4)
 
 
