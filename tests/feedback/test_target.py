@@ -40,7 +40,7 @@ def test_a_start_a_hair_below_0_is_0():
 
 
 def test_ahead_ends_with_the_run():
-    """Of a run of 3 steps the state after up to the run's end has a target, and nothing after it."""
+    """Of a run of 3 steps the state after the last one has a target, and nothing after it."""
     target = Target(lambda step: TABLE[step])
     target.prepare(None, 3)
     assert [target.ahead(0, steps, None) for steps in range(6)] == [*TABLE, 0.2, 0.2]
