@@ -428,11 +428,11 @@ def reach_rows(data: dict[str, Any]) -> pd.DataFrame:
     for key in ("error", "bias"):
         cells[key] = 100 * cells[key] / cells["initial"]
     values = ["initial", "entropy_end", "error", "bias", "reward_end"]
-    index = ["world", "setting", "learning_rate"]
     worlds = list(dict.fromkeys(cells["world"]))
     cells["place"] = cells["world"].map(worlds.index)
-    cells = cells.sort_values(["place", "rollouts", "setting", "learning_rate", "seed"])
-    return cells.pivot_table(values, index, "control", aggfunc=list, sort=False)
+    index = ["place", "rollouts", "world", "setting", "learning_rate"]
+    table = cells.sort_values("seed").pivot_table(values, index, "control", aggfunc=list)
+    return table.droplevel(["place", "rollouts"])
 
 
 def reach_table(data: dict[str, Any]) -> str:

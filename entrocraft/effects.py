@@ -155,8 +155,8 @@ class BatchMeans:
         weight = float((stats.token_weight * stats.tokens).sum()) / tokens
         if not weight > 0:
             raise ValueError(
-                f"token_weight adds up to {weight * tokens:g} over the tokens, which no loss does; "
-                "give None if all count the same"
+                f"token_weight sums to {weight * tokens:g} over the tokens, but must be above 0; "
+                "give None if all are equal"
             )
         logprob = float((stats.token_weight * stats.logprob).sum()) / (tokens * weight)
         return cls(tokens, weight, logprob)

@@ -91,7 +91,7 @@ def post_update_change(stats: Tensor, group: Tensor | None = None) -> tuple[floa
 def report_running_change(
     method: Method, stats: Tensor, done: Tensor, group: Tensor
 ) -> dict[str, float]:
-    """The same from rollouts that were scored while the batch was used, before their own update.
+    """As `report_change`, from rollouts scored while the batch is used, before their update.
 
     A change in proportion to the share of the updates that is done is fitted to all of them, each
     share with its standard error, and reported for the whole.

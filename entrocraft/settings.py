@@ -56,8 +56,8 @@ class ControlSettings:
         if self.rule is None or self.rule in RULES:
             if self.options:
                 raise ValueError(
-                    f"control.options is {self.options}; the rule {self.rule!r} has keys of "
-                    "control itself, options are for baselines"
+                    f"control.options is {self.options}; rule {self.rule!r} takes keys of control "
+                    "itself; options are for baselines"
                 )
             return EntropyController(
                 self.schedule,

@@ -31,13 +31,12 @@ from entrocraft.method import Decision, Method
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
 from entrocraft.selection import RULES
 from entrocraft.settings import settings_from_mapping
-from entrocraft.storage import write_atomically
+from entrocraft.storage import read_checkpoint, write_checkpoint
 
 __all__ = ["control_advantages"]
 
 VARIABLE = "ENTROCRAFT"
 _ESTIMATORS = ("grpo", "gspo", "cispo")
-_FILE = "entrocraft.json"
 
 logger = logging.getLogger("entrocraft.slime")
 _state: dict[str, Any] = {}
@@ -69,11 +68,8 @@ def control_advantages(args: Any, rollout_data: dict[str, Any]) -> None:
         raise RuntimeError(f"{decision.stop}; go on from the last checkpoint")
     _state["steps"] += batch.step_info().optimizer_steps
     if batch.processes.index == 0 and getattr(args, "save", None):
-        folder = Path(args.save)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {"method": batch.method.state_dict(), "optimizer_steps": _state["steps"]}
         # other tensor-parallel ranks beside the first write the same state
-        write_atomically(folder / _FILE, json.dumps(state))
+        write_checkpoint(Path(args.save), batch.method.state_dict(), _state["steps"])
 
 
 class DataParallelRanks(Processes):
@@ -200,18 +196,16 @@ def _method(args: Any) -> Method:
     if method.sets_learning_rate:
         raise ValueError(
             f"{VARIABLE} asks for changes of the learning rate between batches (feedback."
-            "learning_rate, guard.action=pause), which slime does not take; leave them out"
+            "learning_rate, guard.action=pause), which slime cannot do; leave them out"
         )
     if method.remeasure:
         raise ValueError(
             f"{VARIABLE}.remeasure is {method.remeasure}; slime hands over no model for it: use 0"
         )
     steps = 0.0
-    if getattr(args, "load", None) and (file := Path(args.load) / _FILE).exists():
-        found = json.loads(file.read_text())
-        method.load_state_dict(found["method"])
-        name = "optimizer_steps" if "optimizer_steps" in found else "optimiser_steps"  # 0.1.0
-        steps = float(found[name])
+    if getattr(args, "load", None) and (found := read_checkpoint(Path(args.load))) is not None:
+        state, steps = found
+        method.load_state_dict(state)
     _state.update(method=method, steps=steps)
     return method
 

@@ -99,14 +99,14 @@ class ControllerState:
         gap = float(finite(monitor["gap"], ()))
         beyond = int(state.get("beyond", 0))
         if decisions < 0 or beyond < 0 or not isinstance(warned, (list, tuple)):
-            raise ValueError(f"{decisions} decisions and warnings {warned!r}")
+            raise ValueError(f"invalid {decisions=}, {beyond=}, {warned=}")
         if last is not None:
             size, made_for = float(finite(last["size"], ())), float(finite(last["limit"], ()))
             curve = ResponseCurve(finite(last["sums"], SHAPE), size, made_for)
             numbers = {name: float(finite(value, ())) for name, value in last["means"].items()}
             means = BatchMeans(**numbers)
             if not (size >= 0 and means.tokens > 0 and means.weight > 0):
-                raise ValueError(f"effects of size {size}, and {means}: all count from 0 up")
+                raise ValueError(f"size {size}, or tokens or weight of {means}, too small")
             last = LastBatch(float(finite(last["measured"], ())), curve, means)
             last = last if curve.limit == limit else None
         return cls(

@@ -66,7 +66,7 @@ def test_options_are_a_baselines_own():
     with pytest.raises(ValueError, match="the method 'qae' has no option 'ratio'; it has quantile"):
         ControlSettings(rule="qae", options={"ratio": 0.7}).build(0)
     for rule in ("tilt", None):
-        with pytest.raises(ValueError, match="has keys of control itself, options are for base"):
+        with pytest.raises(ValueError, match="takes keys of control itself; options are for base"):
             ControlSettings(rule=rule, options={"quantile": 0.7}).build(0)
 
 

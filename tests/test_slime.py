@@ -92,6 +92,17 @@ def test_the_state_goes_on_where_it_was(tmp_path):
         assert torch.allclose(found, decision.advantages, atol=1e-6)
 
 
+def test_a_broken_checkpoint_is_told_each_time(tmp_path):
+    (tmp_path / "entrocraft.json").write_text('{"method": {}')
+    for _ in range(2):
+        with pytest.raises(ValueError, match="is not the state of an entropy method"):
+            slime.control_advantages(arguments(load=str(tmp_path)), samples())
+    (tmp_path / "entrocraft.json").write_text('{"method": {}, "optimizer_steps": 3}')
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not a controller state"):
+            slime.control_advantages(arguments(load=str(tmp_path)), samples())
+
+
 def _rank(rank, store, folder):
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
     whole = samples()

@@ -81,7 +81,7 @@ class Target:
         except Exception as error:
             raise TargetError(
                 f"the schedule {curve!r} has no number for step {step} ({type(error).__name__}: "
-                f"{error}); it is asked for every step of the run, and for the last one's end"
+                f"{error}); it needs a number at every step up to the run's end"
             ) from error
         if not math.isfinite(target) or target < 0:
             raise TargetError(

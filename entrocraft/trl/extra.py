@@ -58,8 +58,8 @@ def join_extra_rollouts(
     padding = {"prompt_ids": token, "prompt_mask": 0, "completion_ids": token, **_COMPLETION}
     if unknown := sorted({*output, *more} - {*padding, *_ROWS, "num_items_in_batch"}):
         raise ValueError(
-            f"rollouts with {', '.join(unknown)} cannot be joined by others; use a method that "
-            "samples nothing of its own"
+            f"cannot join extra rollouts with {', '.join(unknown)}; use a method that samples no "
+            "extra ones"
         )
     found = _as_sampled_by_the_policy(more)
     for name, value in padding.items():

@@ -66,8 +66,8 @@ def check_loss(trainer: Any, method: Method) -> None:
     if losses is None or loss is None or loss in losses:
         return
     raise ValueError(
-        f"the method {method.name!r} does not fit loss_type={loss!r}, which makes something else "
-        f"of importance ratios or their bounds; it fits {', '.join(map(repr, losses))}"
+        f"the method {method.name!r} does not fit loss_type={loss!r}, which treats "
+        f"importance ratios or their bounds differently; it fits {', '.join(map(repr, losses))}"
     )
 
 

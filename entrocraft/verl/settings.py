@@ -49,6 +49,6 @@ def method_of(config: DictConfig) -> Method:
     if method.sets_learning_rate:
         raise ValueError(
             "feedback.learning_rate and guard.action=pause change the learning rate between "
-            "batches, which verl's workers do not take; leave them out, or set actor.optim.lr lower"
+            "batches, which verl does not support; leave them out, or set actor.optim.lr lower"
         )
     return method

@@ -17,8 +17,9 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from entrocraft.adapter import run_decision
 from entrocraft.effects import TOKEN_LEVELS
 from entrocraft.method import Decision, EntropyControlWarning, Method
+from entrocraft.storage import write_checkpoint
 from entrocraft.verl.adapter import TrainingBatch, measure
-from entrocraft.verl.checkpoint import checkpoint_folder, read_state, write_state
+from entrocraft.verl.checkpoint import checkpoint_folder, read_state
 from entrocraft.verl.engine import FLAG
 from entrocraft.verl.plugin import SUPPORTED, trainer_name
 from entrocraft.verl.settings import method_of
@@ -131,20 +132,19 @@ class EntropyControlMixin(_Trainer):
     def _save_checkpoint(self) -> None:
         # before verl's own files: it names the checkpoint as the latest when it has written all
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-        method, steps = self.entropy_control.state_dict(), self._optimizer_steps
-        write_state(folder, {"method": method, "optimizer_steps": steps})
+        write_checkpoint(folder, self.entropy_control.state_dict(), self._optimizer_steps)
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
         if self.global_steps == 0:
             return
-        state = read_state(checkpoint_folder(self.config, self.global_steps))
-        if state is None:
+        found = read_state(checkpoint_folder(self.config, self.global_steps))
+        if found is None:
             self._optimizer_steps = self.global_steps * self._usual_steps()
         else:
-            self.entropy_control.load_state_dict(state["method"])
-            self._optimizer_steps = state["optimizer_steps"]
+            method, self._optimizer_steps = found
+            self.entropy_control.load_state_dict(method)
 
 
 _SEAMS = (

@@ -112,7 +112,9 @@ def test_a_relative_target_is_checked_when_its_start_is_known():
 )
 def test_a_schedule_that_fails_is_named_with_its_step(schedule, cause):
     target = Target(schedule)
-    with pytest.raises(TargetError, match=rf"has no number for step \d \({cause}.*the last one"):
+    with pytest.raises(
+        TargetError, match=rf"has no number for step \d \({cause}.*up to the run's end"
+    ):
         target.prepare(None, 4)
 
 

@@ -29,9 +29,10 @@ from entrocraft.adapter import Processes
 from entrocraft.effects import token_statistics
 from entrocraft.methods import METHODS, get_method
 from entrocraft.rollouts import StepInfo
+from entrocraft.storage import write_checkpoint
 from entrocraft.verl import adapter, plugin
 from entrocraft.verl.__main__ import _prepare, arguments_for_verl
-from entrocraft.verl.checkpoint import checkpoint_folder, read_state, write_state
+from entrocraft.verl.checkpoint import checkpoint_folder, read_state
 from entrocraft.verl.engine import FLAG, SENSITIVITY
 from entrocraft.verl.plugin import MODES, trainer_name
 from entrocraft.verl.settings import method_of
@@ -404,8 +405,8 @@ def test_state_lies_beside_verls_checkpoint(tmp_path):
     assert checkpoint_folder(named, 7) == tmp_path / "old" / "global_step_7"
     # what is saved later in the same run goes to the new place
     assert checkpoint_folder(named, 8) == tmp_path / "new" / "global_step_8"
-    write_state(automatic, {"method": {"a": 1}, "optimizer_steps": 28.0})
-    assert read_state(automatic) == {"method": {"a": 1}, "optimizer_steps": 28.0}
+    write_checkpoint(automatic, {"a": 1}, 28.0)
+    assert read_state(automatic) == ({"a": 1}, 28.0)
     assert [file.name for file in automatic.iterdir()] == ["entrocraft.json"]
 
 
@@ -494,5 +495,5 @@ def test_state_is_json(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         state = method_of(config(schedule="0.4")).state_dict()
-        write_state(tmp_path, {"method": state, "optimizer_steps": 0.0})
+        write_checkpoint(tmp_path, state, 0.0)
     assert json.loads((tmp_path / "entrocraft.json").read_text())["method"] == state
