@@ -656,11 +656,8 @@ def _scatter(axis: Axes, points: pd.DataFrame, key: str) -> None:
 def tracking() -> Result:
     """The tracking study: ours with the present code, its rivals with the first version's."""
     ours, first = read(RESULTS / "tracking-0.2.json"), read(RESULTS / "tracking.json")
-    cells = ours.cells["method"]
-    ran = [part for part in ours.study.tables if cells.isin(part.methods).any()]
-    compared = ("peers", "inner")
-    names = [part.name for part in ran if part.name not in compared]
-    return with_rivals(ours, first, names, compared)
+    ran = [p for p in ours.study.tables if ours.cells["method"].isin(p.methods).any()]
+    return with_rivals(ours, first, [part.name for part in ran], ("peers",))
 
 
 def pages() -> dict[Path, str]:
@@ -672,7 +669,10 @@ def pages() -> dict[Path, str]:
         "### tilt's options on the same work\n\n*weights*: no draw; *renormalised*: smaller "
         "batches scaled up (both deleted since); *uniform_groups*: constant-reward groups join."
     )
-    older = tables(first, ("sampled", "sampled-4", "levels", "estimators", "robustness", "options"))
+    older = tables(
+        first,
+        ("inner", "sampled", "sampled-4", "levels", "estimators", "robustness", "options"),
+    )
     return {
         ROOT / "docs" / "tracking.md": "\n\n".join(
             [tables(tracking()), "## The first version", older]
