@@ -472,7 +472,7 @@ def reach_figure(data: dict[str, Any]) -> Figure:
     table = reach_rows({"cells": drawn})
     worlds = list(dict.fromkeys(table.index.get_level_values("world")))
     settings = list(dict.fromkeys(table.index.get_level_values("setting")))
-    figure = empty_figure(WIDE, 3.2 * len(worlds))
+    figure = empty_figure(WIDE, 2.3 * len(worlds) + 0.8)
     axes = figure.subplots(len(worlds), 1, squeeze=False)[:, 0]
     for axis, world in zip(axes, worlds, strict=True):
         axis.set(title=world, xscale="log", yscale="log", ylabel="error, % of the start")
