@@ -22,7 +22,7 @@ from entrocraft.lab.models import (
     warm_start,
 )
 from entrocraft.lab.models.reasoner import CHARACTERS
-from entrocraft.lab.tasks import get_task
+from entrocraft.lab.tasks import TASKS, get_task
 from entrocraft.lab.tasks.store import default_cache_dir, stored_problems
 
 TOKENIZER = build_tokenizer()
@@ -228,12 +228,12 @@ def test_default_cache_dir(monkeypatch, tmp_path):
 
 
 def test_presets_and_countdown_is_the_default():
-    for name in ("countdown", "chain_sum"):
+    for name in TASKS:
         assert WarmStartConfig.for_task(name).task == name
     assert WarmStartConfig.for_task("countdown") == WarmStartConfig()
     assert WarmStartConfig.for_task("chain_sum", steps=7).steps == 7
-    with pytest.raises(ValueError, match=r"'maze'.*chain_sum"):
-        WarmStartConfig.for_task("maze")
+    with pytest.raises(ValueError, match=r"'sudoku'.*chain_sum"):
+        WarmStartConfig.for_task("sudoku")
 
 
 def test_config_errors():
