@@ -325,8 +325,8 @@ class GenerationBatch(Adapter):
         return ScoredTokens(self.mask, logprobs, entropies, prompts, spread=count % size != 0)
 
 
-def take_rows(rollouts: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """These rollouts of TRL's dictionary, as wide as the longest completion of them."""
+def take_rows(rollouts: dict[str, Any], rows: Tensor, crop: bool = True) -> dict[str, Any]:
+    """These rollouts of TRL's dictionary; with `crop` as wide as the longest completion of them."""
     size, taken = len(rollouts["completion_mask"]), dict(rollouts)
     size_of_prompts = rollouts["prompt_ids"].shape[1]
     for name, value in rollouts.items():
@@ -334,6 +334,8 @@ def take_rows(rollouts: dict[str, Any], rows: Tensor) -> dict[str, Any]:
             taken[name] = value[rows]
         elif isinstance(value, list) and len(value) == size:
             taken[name] = [value[row] for row in rows.tolist()]
+    if not crop:
+        return taken
     seen = taken["completion_mask"].any(0).nonzero()
     width = int(seen.max()) + 1 if len(seen) else 1
     for names, columns in ((_BY_TOKEN, width), (_WITH_PROMPT, size_of_prompts + width)):

@@ -52,6 +52,7 @@ class RowDropping:
                 "Leave drop_rejected out"
             )
         self._by = found[0]
+        self._crop = loss != "luspo"  # TRL 1.5 averages over its padding too
         self._accelerator = trainer.accelerator
 
     def loss(
@@ -61,7 +62,7 @@ class RowDropping:
         if inputs.get("pixel_values") is not None:
             raise ValueError("drop_rejected=True does not support images; set drop_rejected=False")
         rows = self._rows(inputs["advantages"])
-        kept = take_rows(inputs, rows)
+        kept = take_rows(inputs, rows, self._crop)
         loss = compute(model, kept)
         if self._by == "rollouts":
             return loss * (len(rows) / len(inputs["advantages"]))
