@@ -1,6 +1,7 @@
 """REINFORCE variants on raw rewards: of a subset, weighted, or with a quantile baseline."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -162,6 +163,14 @@ class WeightedReinforce(RewardMethod):
         return self.weight * right.double() - wrong.double()
 
 
+def _scored(rewards: Tensor, group: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each prompt with any: the rollouts that could be scored, (B,) bool, and their rewards."""
+    for prompt in group.unique():
+        rows = (group == prompt) & ~rewards.isnan()
+        if bool(rows.any()):
+            yield rows, rewards[rows]
+
+
 class MaxRL(Method):
     """``A = (R - mean) / mean`` over a prompt's rewards, 0 where the mean is 0.
 
@@ -176,10 +185,8 @@ class MaxRL(Method):
     def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
         rewards, group = required(self, stats, "rewards"), required(self, stats, "group")
         advantages = torch.zeros_like(stats.advantages)
-        for prompt in group.unique():
-            rows = (group == prompt) & ~rewards.isnan()
-            known = rewards[rows]
-            mean = float(known.mean()) if len(known) else 0.0
+        for rows, known in _scored(rewards, group):
+            mean = float(known.mean())
             if mean > 0 and bool((known != known[0]).any()):
                 advantages[rows] = (known - mean) / mean
         return advantages
@@ -207,9 +214,7 @@ class QAE(Method):
     def advantages(self, stats: RolloutStats, seen: Measurement) -> Tensor:
         rewards, group = required(self, stats, "rewards"), required(self, stats, "group")
         advantages = torch.zeros_like(stats.advantages)
-        for prompt in group.unique():
-            rows = (group == prompt) & ~rewards.isnan()
-            known = rewards[rows]
+        for rows, known in _scored(rewards, group):
             if len(known) < 2:
                 continue
             # the tolerance keeps K n = 2.0000000001 from meaning the third reward
