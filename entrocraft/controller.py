@@ -390,8 +390,8 @@ class EntropyController(Method):
         factor = self.feedback_settings.learning_rate_factor(
             state.learning_rate_factor, pressure, batch.step.optimizer_steps
         )
-        if self.feedback_settings.learning_rate:
-            metrics["entropy/learning_rate_factor"] = factor
+        if self.sets_learning_rate:
+            metrics["entropy/learning_rate_factor"] = 0.0 if guarded.pause else factor
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         useful = int((active & (weights > 0)).sum())
         monitor, texts = state.monitor.check(metrics, useful, self._remedies, batch.step)

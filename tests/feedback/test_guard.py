@@ -87,6 +87,8 @@ def test_a_steered_run_that_is_pushed_back_is_not_paused():
     assert up.learning_rate_factor == 1
     assert down.metrics["entropy/chosen_change"] < 0
     assert down.learning_rate_factor == 0
+    assert down.metrics["entropy/learning_rate_factor"] == 0
+    assert up.metrics["entropy/learning_rate_factor"] == 1
     # what is left out adds nothing to what is pending
     told = EntropyController("constant(0.1)")
     with warnings.catch_warnings():
