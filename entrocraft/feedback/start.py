@@ -50,9 +50,8 @@ def start_warnings(
     if decay is not None and steps and (end is None or end > steps / 2):
         found.append(
             f"the learning rate decays ({decay}), and what rejection can do to entropy decays with "
-            f"it: a schedule that still moves late in the run, as "
-            f"{schedule!r} may, can be missed there: use a constant learning rate, or let the "
-            "schedule end earlier"
+            f"it. A schedule that still moves late in the run, as {schedule!r} may, can be missed "
+            "there: use a constant learning rate, or let the schedule end earlier"
         )
     return tuple(found)
 
