@@ -124,5 +124,8 @@ class ControllerState:
 def _of_version_2(state: dict[str, Any]) -> dict[str, Any]:
     """Read the state that entrocraft 0.1.0 wrote."""
     monitor = {"gap": 0.0} | {key: state[key] for key in ("saturated_in_a_row", "warned")}
-    renamed = {"initial": state["goal"]["initial"], "feedback": state["observer"]}
+    renamed = {
+        "initial": state["goal"]["initial"],
+        "feedback": {"variance": None} | state["observer"],
+    }
     return {**state, **renamed, "monitor": monitor}

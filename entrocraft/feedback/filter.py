@@ -33,6 +33,7 @@ _REACHABLE, _GAIN_SPREAD, _GAIN_WALK, _GAIN_BOUND = 0.05, 1.2, 0.02, 30.0
 _SPREADS = {_DRIFT: 0.003, _BIAS_TRAINED: 0.002, _BIAS_LEFT_OUT: 0.4 * 0.002}
 _WALKS = {_DRIFT: 0.003, _BIAS_TRAINED: 0.0002, _BIAS_LEFT_OUT: 0.4 * 0.0002}
 _UNEXPLAINED = 1.0  # what the effects miss, in units of the root of their sum of squares
+_ERROR_MEMORY = 0.9  # per batch, of the squared standard errors of measured entropies
 _LARGEST_SURPRISE = 4.0  # standard deviations; a larger residual is cut to this
 _CHANGE_ERROR = 0.1  # of a measured change: error beyond its standard error
 _LOST_ENTROPY_ERROR = 0.1  # of the first entropy: standard error after numbers have overflowed
@@ -66,10 +67,11 @@ class EntropyFilter:
         H <- H + p U + q F + steps b        U <- (1 - p) U + (1 - q) F
 
     b and the gains are random walks: a constant error of the model ends up in them and leaves no
-    steady error. Each measurement counts by its own standard error: of the entropy of a batch
-    (`update`), and, where there is one, of the change that an update made (`update_change`). A
-    change that is measured on prompts that were trained on is off by a bias, about the same for a
-    while at every step; on prompts left out it is smaller. Both, with fresh batches, reveal them.
+    steady error. Measurements count by their standard errors: of the entropy of a batch (`update`;
+    averaged over batches, as a batch of more entropy has a larger one and would count for less),
+    and, where there is one, of the change that an update made (`update_change`). A change that is
+    measured on prompts that were trained on is off by a bias, about the same for a while at every
+    step; on prompts left out it is smaller. Both, with fresh batches, reveal them.
 
     Attributes:
         first: first measured entropy, nats per token; None before the first batch.
@@ -78,6 +80,7 @@ class EntropyFilter:
             out, and H before the last batch.
         covariance: (8, 8) float64.
         steps: optimizer steps of the last batch; None before it.
+        variance: of the measured entropies, a running mean of their squared standard errors.
     """
 
     first: float | None = None
@@ -87,6 +90,7 @@ class EntropyFilter:
         default_factory=lambda: torch.zeros(_STATES, _STATES, dtype=torch.float64)
     )
     steps: float | None = None
+    variance: float | None = None
 
     @property
     def entropy(self) -> float:
@@ -125,11 +129,14 @@ class EntropyFilter:
         """
         first = max(entropy, 1e-6) if self.first is None else self.first
         noise = max(stderr if math.isfinite(stderr) else 0.1 * first, 1e-6 * first)
+        variance = noise * noise
+        if self.variance is not None:
+            variance = _ERROR_MEMORY * self.variance + (1 - _ERROR_MEMORY) * variance
         if float(self.covariance[_ENTROPY, _ENTROPY]) == 0:
             mean, covariance = self.mean.clone(), self.covariance.clone()
             if self.first is None:
                 mean[_ENTROPY] = entropy
-            covariance[_ENTROPY, _ENTROPY] = noise * noise
+            covariance[_ENTROPY, _ENTROPY] = variance
             for index, share in _SPREADS.items():
                 spread = share * first
                 covariance[index, index] = spread * spread
@@ -137,8 +144,8 @@ class EntropyFilter:
         else:
             reading = torch.zeros(_STATES, dtype=torch.float64)
             reading[_ENTROPY] = 1.0
-            updated = self._corrected(reading, entropy, noise)
-        return updated._with_gain(size)
+            updated = self._corrected(reading, entropy, math.sqrt(variance))
+        return replace(updated, variance=variance)._with_gain(size)
 
     def _with_gain(self, size: float) -> EntropyFilter:
         """Guess the gains once the size of the effects is known."""
@@ -252,15 +259,16 @@ class EntropyFilter:
         Raises:
             ValueError, KeyError: a number that is missing, not finite, or in the wrong shape.
         """
-        first, first_gain, steps = (
+        first, first_gain, steps, variance = (
             None if state[name] is None else float(finite(state[name], ()))
-            for name in ("first", "first_gain", "steps")
+            for name in ("first", "first_gain", "steps", "variance")
         )
-        if first_gain is not None and first_gain <= 0:
-            raise ValueError(f"first_gain is {first_gain}; gains are above 0")
+        for name, value in (("first_gain", first_gain), ("variance", variance)):
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}, and must be above 0")
         mean = finite(state["mean"], (_STATES,))
         covariance = finite(state["covariance"], (_STATES, _STATES))
-        return cls(first, first_gain, mean, covariance, steps)
+        return cls(first, first_gain, mean, covariance, steps, variance)
 
 
 def finite(values: Any, shape: tuple[int, ...]) -> Tensor:

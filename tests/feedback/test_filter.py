@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import statistics
 from dataclasses import replace
 
 import numpy as np
@@ -315,6 +316,8 @@ def test_a_fresh_state_is_serializable_too():
         ({"first_gain": math.inf}, "expected finite numbers, got inf"),
         ({"steps": 10**400}, r"expected numbers of shape \(\)"),
         ({"steps": [1.0]}, r"expected numbers of shape \(\), got \(1,\)"),
+        ({"variance": 0.0}, r"variance is 0.0, and must be above 0"),
+        ({"first_gain": -1.0}, r"first_gain is -1.0, and must be above 0"),
         ({"first": "half"}, r"expected numbers of shape \(\)"),
     ],
     ids=str,
@@ -405,6 +408,7 @@ def agree(state, reference):
 def test_it_is_least_squares_over_all_that_was_measured():
     reference = LeastSquares(0.5, 0.02, 1.0)
     state = EntropyFilter().update(0.5, 0.02, 1.0)
+    variance = 0.02**2
     agree(state, reference)
     for number, (steps, momentum) in enumerate([(1, 0.9), (4, 0.9), (2, 0.0)]):
         effects = (0.2 + 0.1 * number, -0.3)
@@ -417,8 +421,20 @@ def test_it_is_least_squares_over_all_that_was_measured():
             agree(state, reference)
         measured = 0.48 - 0.01 * number
         state = state.update(measured, 0.015, 1.0)
-        reference.measure(reference.now[0], measured, 0.015)
+        variance = 0.9 * variance + 0.1 * 0.015**2
+        reference.measure(reference.now[0], measured, math.sqrt(variance))
         agree(state, reference)
+
+
+def test_batches_of_more_entropy_count_as_much_although_their_errors_are_larger():
+    generator = random.Random(5)
+    state, estimates = EntropyFilter(), []
+    for _ in range(600):
+        noise = generator.gauss(0, 0.02)
+        stderr = 0.02 * math.exp(20 * noise)
+        state = state.update(0.5 + noise, stderr, 1.0).predict((0.5, -0.5), 0.02, PLAIN)
+        estimates.append(state.entropy)
+    assert statistics.fmean(estimates[100:]) == pytest.approx(0.5, abs=0.003)
 
 
 def still(state, changes, steps=40):
