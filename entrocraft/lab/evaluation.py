@@ -66,6 +66,24 @@ class Evaluation:
         rng = np.random.default_rng(0)
         return _over_problems([_majority(found, k, draws, rng) for found in self.results])
 
+    def metrics(self) -> dict[str, float]:
+        """Return everything above under the keys of docs/metrics.md.
+
+        pass@k at k = 1, 8, 64, ... and at the number of samples, with standard errors.
+        """
+        ks = [8**power for power in range(10) if 8**power < self.samples] + [self.samples]
+        found: dict[str, float] = {}
+        for k in ks:
+            estimate = self.pass_at(k)
+            found |= {f"eval/pass@{k}": estimate.value, f"eval/pass@{k}_stderr": estimate.stderr}
+        if self.samples > 1:
+            curve = [self.pass_at(k).value for k in range(1, self.samples + 1)]
+            found |= {f"eval/cover@{share}": self.cover_at(share).value for share in (0.1, 0.5)}
+            found["eval/majority"] = self.majority_at(self.samples, draws=1).value
+            found["eval/distinct"] = self.distinct().value
+            found["eval/sharpening"] = sharpening(curve)
+        return found
+
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """Unbiased pass@k of one problem, ``1 - C(n - c, k) / C(n, k)`` (Chen et al., 2021, eq. 1).

@@ -31,8 +31,8 @@ _RENAMED = {
     "entropy/spare_used": "entropy/constant_reward_used",
 }
 _NUMBERS = ("reward", "seconds", "entropy/", "eval/")  # keys that begin so hold numbers
-_DRAWN = ("entropy", "reward", "eval/pass@")  # beginnings of what is read of a tracker's log
-_OF_POLICY = ("entropy/probe", "eval/pass@")  # measured between steps; the rest is of the last step
+_DRAWN = ("entropy", "reward", "eval/")  # beginnings of what is read of a tracker's log
+_OF_POLICY = ("entropy/probe", "eval/")  # measured between steps; the rest is of the last step
 
 
 class RunError(ValueError):

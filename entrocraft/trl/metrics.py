@@ -29,7 +29,7 @@ _LOGGED = (
     "completions/mean_length",
     "completions/clipped_ratio",
 )
-_LOGGED_BELOW = ("entropy/", "eval/pass@")
+_LOGGED_BELOW = ("entropy/", "eval/")
 
 
 class MetricsFile(TrainerCallback):

@@ -90,6 +90,20 @@ def test_majority_is_that_of_random_subsets():
         counted(found, samples=6).majority_at(7)
 
 
+def test_the_metrics_of_an_evaluation():
+    found = [{"1": (9, True), "2": (1, False)}, {"3": (2, True), "4": (1, True), "5": (7, False)}]
+    metrics = counted(*found, samples=10).metrics()
+    assert metrics["eval/pass@1"] == pytest.approx(0.6)
+    assert metrics["eval/pass@8"] == metrics["eval/pass@10"] == 1.0
+    assert metrics["eval/pass@1_stderr"] == pytest.approx(0.3)
+    assert (metrics["eval/cover@0.1"], metrics["eval/cover@0.5"]) == (1.0, 0.5)
+    assert (metrics["eval/majority"], metrics["eval/distinct"]) == (0.5, 1.5)
+    curve = [counted(*found, samples=10).pass_at(k).value for k in range(1, 11)]
+    assert metrics["eval/sharpening"] == sharpening(curve)
+    one = counted({"1": (1, True)}, samples=1).metrics()
+    assert set(one) == {"eval/pass@1", "eval/pass@1_stderr"}
+
+
 def test_the_sharpening_tax_by_hand():
     before = Evaluation(None, torch.tensor([1, 1, 2, 0]), 4, 1.0, 1.0)
     after = Evaluation(None, torch.tensor([4, 0, 4, 0]), 4, 1.0, 1.0)

@@ -134,6 +134,9 @@ def measure(study: Study, entry: Entry) -> dict[str, Any]:
         "pass_at": {
             name: [_rounded(at.first), _rounded(at.last)] for name, at in summary.pass_at.items()
         },
+        "evaluated": {
+            name: [_rounded(value) for value in ends] for name, ends in summary.evaluated.items()
+        },
         "pressure": _rounded(pressure),
         "seconds": _rounded(summary.seconds, 1),
         "probe": [[int(step), *map(_rounded, row)] for step, *row in points.itertuples()],

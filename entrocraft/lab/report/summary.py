@@ -49,6 +49,7 @@ class Summary:
     target_start: float | None  # first target logged
     final_reward: float | None  # mean of the last 20 steps that logged one
     pass_at: dict[str, PassAtK]  # "pass@1", "pass@8", ... in the order of k
+    evaluated: dict[str, tuple[float, float]]  # "cover@0.5", ...: first and last evaluation
     kept_fraction: float | None  # mean share of the rollouts that entered the update
     saturated_share: float | None  # of the steps: pressure at its limit, or entropy off its band
     entropy_start: float | None  # first probe; without two probes, mean of five training batches
@@ -79,6 +80,7 @@ def summarize(run: Run) -> Summary:
         target_start=_at(run.column("entropy/target"), 0),
         final_reward=_mean(run.column("reward").dropna()[-FINAL_STEPS:]),
         pass_at={f"pass@{k}": _pass_at(run, k) for k in pass_ks(run)},
+        evaluated={key[5:]: _first_and_last(run, key) for key in run.frame if _other(run, key)},
         kept_fraction=_mean(run.column("entropy/kept_fraction")),
         saturated_share=_mean(run.column("entropy/saturated")) if run.controlled else None,
         entropy_start=start,
@@ -102,6 +104,16 @@ def pass_ks(run: Run) -> list[int]:
 def _pass_at(run: Run, k: int) -> PassAtK:
     steps, values = run.points(f"eval/pass@{k}")
     return PassAtK(float(values[0]), float(values[-1]), int(steps[0]), int(steps[-1]))
+
+
+def _other(run: Run, key: str) -> bool:
+    """Whether a key is a measure of the evaluation other than pass@k."""
+    return key.startswith("eval/") and "pass@" not in key and run.has(key)
+
+
+def _first_and_last(run: Run, key: str) -> tuple[float, float]:
+    _, values = run.points(key)
+    return float(values[0]), float(values[-1])
 
 
 def _ends(run: Run) -> tuple[float | None, float | None]:

@@ -48,7 +48,7 @@ class EvaluationConfig:
         probe_prompts: problems of the probe, one sample each, or all that there are if fewer.
         every: optimizer steps between two evaluations, start and end included; 0 never.
         prompts: problems of an evaluation.
-        samples: samples per problem; pass@1 and pass@samples are logged.
+        samples: samples per problem, for pass@k and its kin; more tell more of large k.
         batch_size: completions generated at a time.
     """
 

@@ -97,12 +97,8 @@ def measurements(
                 text += "evaluation.probe_prompts"
                 warnings.warn(text, EntropyControlWarning, stacklevel=2)
         if evaluation is not None and due(step, settings.every):
-            samples = settings.samples
-            seen = evaluate(*policy, evaluation, samples=samples, seed=_EVALUATION_SEED, **common)
-            for k in sorted({1, samples}):
-                estimate = seen.pass_at(k)
-                metrics[f"eval/pass@{k}"] = estimate.value
-                metrics[f"eval/pass@{k}_stderr"] = estimate.stderr
+            tries: dict[str, Any] = {"samples": settings.samples, "seed": _EVALUATION_SEED}
+            metrics |= evaluate(*policy, evaluation, **tries, **common).metrics()
         return metrics
 
     return measure
