@@ -15,16 +15,17 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo tracking peers simulator cost tables install test test-current test-oldest-trl test-verl mutants lint \
+.PHONY: help demo tracking peers frontier simulator cost results install test test-current test-oldest-trl test-verl mutants lint \
 	types format constraints clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 	@echo "make tracking         the tracking study, hours of work; stop it and go on at will"
 	@echo "make peers            published methods on the same work, hours of it; the same holds"
+	@echo "make frontier         reward at equal entropy on two tasks, hours of it; the same holds"
 	@echo "make install          the pinned environment in $(VENV)"
 	@echo "make simulator cost   the loops on a simulator; what control costs in time"
-	@echo "make tables           tables and figures of the documentation, from the result files"
+	@echo "make results          every table and figure of the documentation, from the result files"
 	@echo "make test-current     tests in the pinned environment only; ARGS goes to pytest"
 	@echo "make test-oldest-trl  the adapter's tests on the oldest TRL that is supported"
 	@echo "make test-verl        tests that need verl, in an environment of its own; ARGS goes to pytest"
@@ -44,8 +45,14 @@ peers: $(VENV)/.ready
 	$(BIN)/entrocraft compare benchmarks/peers.yaml
 	$(BIN)/entrocraft compare benchmarks/variants.yaml
 
-simulator cost tables: $(VENV)/.ready
-	$(BIN)/python benchmarks/$@.py
+frontier: $(VENV)/.ready
+	$(BIN)/entrocraft compare benchmarks/frontier.yaml
+
+simulator cost: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.$@
+
+results: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.tables
 
 install: $(VENV)/.ready
 

@@ -1,7 +1,7 @@
 """What control costs: processor time of a step and peak memory, as ratios to plain TRL.
 
     python benchmarks/cost.py --rounds 5                    # write benchmarks/results/cost.json
-    python benchmarks/tables.py benchmarks/results/cost.json
+    python -m benchmarks.tables benchmarks/results/cost.json
 
 Two vocabularies: the demo's 99 tokens, with its warm-started model and task, and 49,152, with a
 Llama from scratch that is rewarded for even token numbers. One thread, one run at a time, each in a

@@ -2,7 +2,7 @@
 
     python benchmarks/reach.py                     # run what is missing of results/reach.json
     python benchmarks/reach.py --share 0/2         # every second cell, 1/2 in another process
-    python benchmarks/tables.py                    # the table and figure of docs/reach.md
+    python -m benchmarks.tables                    # the table and figure of docs/reach.md
 
 Four worlds of small models from scratch with a dense reward, and the demo's warm-started model on
 countdown. Each cell is one run of TRL under `linear(initial, 0.7*initial, 60)`, which is far above

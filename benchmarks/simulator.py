@@ -1,7 +1,7 @@
 """The feedback loops on a simulated trainer and policy whose truth is known.
 
     python benchmarks/simulator.py                 # run, write benchmarks/results/simulator.json
-    python benchmarks/tables.py benchmarks/results/simulator.json
+    python -m benchmarks.tables benchmarks/results/simulator.json
 
 The simulator gives a batch of rollouts with heavy-tailed true effects on entropy, predictions that
 correlate with them, and a noisy measurement; what the controller keeps moves its entropy through

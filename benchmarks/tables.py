@@ -1,8 +1,8 @@
 """Every table and figure of the documentation, from committed result files alone.
 
-    python benchmarks/tables.py                    # tables into the pages, figures into docs/img
-    python benchmarks/tables.py FILE ...           # print the tables of any result files
-    python benchmarks/tables.py FILE --figure PNG  # draw the curves of one
+    python -m benchmarks.tables                    # tables into the pages, figures into docs/img
+    python -m benchmarks.tables FILE ...           # print the tables of any result files
+    python -m benchmarks.tables FILE --figure PNG  # draw the curves of one
 
 Numbers over three or more seeds are interquartile means with 95 % bootstrap intervals
 (`entrocraft.lab.statistics`); over two the mean with the range.
@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from benchmarks import frontier
 from entrocraft import schedules
 from entrocraft.lab.grid.results import Results
 from entrocraft.lab.grid.study import Part, Study
@@ -158,6 +159,8 @@ def _row(cell: dict[str, Any], method: str, schedule: str, seed: int, follows: b
     row["entropy_start"], row["entropy_end"] = curve["probe"].iloc[[0, -1]]
     for name, at in cell["pass_at"].items():
         row[name] = at["last"] if isinstance(at, dict) else at[1]
+    for name, (start, end) in cell.get("evaluated", {}).items():
+        row[name], row[f"{name}_first"] = end, start
     return row
 
 
@@ -388,6 +391,21 @@ def readme_table(result: Result) -> str:
                 row[f"{title}, {schedule}"] = number(_values(group, key), digits)
         rows.append(row)
     return markdown(pd.DataFrame(rows))
+
+
+def frontier_tables(result: Result, against: str) -> str:
+    """Of each part, what its methods end with, and how much more that is than with another one."""
+    blocks = []
+    for part in result.study.tables:
+        blocks.append(f"### {part.name}: {part.title}")
+        for table in (
+            frontier.part_table(result, part, number),
+            frontier.differences(result, part, against),
+        ):
+            blocks.append(markdown(table) if len(table) else "Nothing has been run yet.")
+    missing = ", ".join(result.missing)
+    blocks += [f"{len(result.missing)} cells are missing: {missing}"] if missing else []
+    return "\n\n".join([*blocks, f"Command: `{result.command}`"])
 
 
 def other_table(data: dict[str, Any]) -> str:

@@ -89,7 +89,7 @@ def test_the_tables_of_the_pages_are_the_committed_results(tmp_path):
         copy = tmp_path / page.name
         shutil.copy(page, copy)
         tables.into_page(made, copy)
-        assert page.read_text() == copy.read_text(), f"python benchmarks/tables.py; {page}"
+        assert page.read_text() == copy.read_text(), f"python -m benchmarks.tables; {page}"
 
 
 def test_the_figures_of_the_pages_are_drawn_from_the_committed_results():
