@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from entrocraft.effects import token_statistics
 from entrocraft.lab.tasks import Problem, Task
-from entrocraft.lab.tasks.prompts import text_prompt
+from entrocraft.lab.tasks.prompts import as_completion, text_prompt
 from entrocraft.rollouts import RolloutStats
 
 
@@ -230,7 +230,8 @@ def evaluate(
             )
             answers = ids[:, -mask.shape[1] :]
             texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-            right = [task.verify(*pair) >= 1 for pair in zip(part, texts, strict=True)]
+            said = [as_completion(text, chat) for text in texts]
+            right = [reward is not None and reward >= 1 for reward in task.rewards(part, said)]
             results += [task.result(text) for text in texts]
             nats = (_entropies(model, ids, attention, mask, temperature) * mask).sum(1)
             ended = ((answers == tokenizer.eos_token_id) & mask).any(1)

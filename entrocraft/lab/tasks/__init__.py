@@ -8,16 +8,20 @@ from typing import Any
 from entrocraft.lab.tasks.base import SPLITS, Problem, Split, Task, extract_answer, split_of
 from entrocraft.lab.tasks.chain_sum import ChainSumTask
 from entrocraft.lab.tasks.countdown import CountdownTask
+from entrocraft.lab.tasks.data import PRESETS, DataTask
 from entrocraft.lab.tasks.maze import MazeTask
 from entrocraft.lab.tasks.permutation_words import PermutationWordsTask
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (CountdownTask, ChainSumTask, PermutationWordsTask, MazeTask)
+    task.name: task
+    for task in (CountdownTask, ChainSumTask, PermutationWordsTask, MazeTask, DataTask)
 }
 
 __all__ = [
+    "PRESETS",
     "SPLITS",
     "TASKS",
+    "DataTask",
     "Problem",
     "Split",
     "Task",
@@ -30,18 +34,23 @@ __all__ = [
 def get_task(name: str, **options: Any) -> Task:
     """Make a task by its name in ``TASKS``; options are the fields of its dataclass.
 
+    The names in ``PRESETS`` are data sets with their columns, whose options can be changed.
+
     Raises:
         ValueError: for an unknown name or option, or a value out of range.
 
     >>> get_task("countdown", max_value=12).max_value
     12
     """
+    if name in PRESETS:
+        name, options = DataTask.name, PRESETS[name] | options
     if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; use one of {', '.join(sorted(TASKS))}")
-    known = [option.name for option in fields(TASKS[name])]
-    if unknown := [option for option in options if option not in known]:
+        known = ", ".join(sorted([*TASKS, *PRESETS]))
+        raise ValueError(f"unknown task {name!r}; use one of {known}")
+    own = [option.name for option in fields(TASKS[name])]
+    if unknown := [option for option in options if option not in own]:
         raise ValueError(
-            f"unknown option {unknown[0]!r} of task {name!r}; its options are {', '.join(known)}"
+            f"unknown option {unknown[0]!r} of task {name!r}; its options are {', '.join(own)}"
         )
     try:
         return TASKS[name](**options)

@@ -1,0 +1,107 @@
+"""Whether two mathematical answers are equal: math-verify, in processes that may be killed."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import multiprocessing
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import TimeoutError as Expired
+from typing import Any
+
+SECONDS = 10.0
+_WORKERS = 4
+_MEMORY = 4 << 30  # bytes of data that one worker may allocate
+
+
+def equal(pairs: Sequence[tuple[str, str]], seconds: float = SECONDS) -> list[bool]:
+    """Say of each (answer, truth), in LaTeX or plain text, whether they mean the same.
+
+    An answer that takes longer than `seconds` is wrong, with a warning, and its process is
+    replaced. One whose process died is judged once more: the cause may have been another one's.
+
+    Raises:
+        ImportError: math-verify or pebble is missing.
+    """
+    from pebble import ProcessExpired
+
+    found = [answer.strip() == truth.strip() for answer, truth in pairs]
+    left = {index: pair for index, pair in enumerate(pairs) if not found[index] and pair[0].strip()}
+    late = 0
+    for _ in range(2):
+        futures = {
+            index: _pool().schedule(_same, pair, timeout=seconds) for index, pair in left.items()
+        }
+        left = {}
+        for index, future in futures.items():
+            try:
+                found[index] = future.result()
+            except Expired:
+                late += 1
+            except ProcessExpired:
+                left[index] = pairs[index]
+    if late or left:
+        warnings.warn(
+            f"of {len(pairs)} answers, {late} were not judged within {seconds:g} s and {len(left)} "
+            "ended the process that judged them; they count as wrong",
+            stacklevel=2,
+        )
+    return found
+
+
+def check_installed() -> None:
+    """Raise a ValueError that says what to install, where something is missing."""
+    try:
+        import math_verify  # noqa: F401
+        import pebble  # noqa: F401
+    except ImportError as error:
+        remedy = "pip install math-verify pebble, or use another reward"
+        raise ValueError(f"the reward 'math' needs {error.name}: {remedy}") from error
+
+
+@functools.cache
+def _pool() -> Any:
+    from pebble import ProcessPool
+
+    # not forked: the caller has threads, and math-verify's own time limit needs a main thread
+    pool = ProcessPool(
+        min(_WORKERS, os.cpu_count() or 1),
+        initializer=_prepare,
+        context=multiprocessing.get_context("spawn"),
+    )
+    atexit.register(_stop, pool)
+    return pool
+
+
+def _stop(pool: Any) -> None:
+    pool.stop()
+    pool.join()
+
+
+def _prepare() -> None:
+    """Bound the worker's memory, and load what it needs before its first time limit runs."""
+    import math_verify  # noqa: F401
+
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, resource.RLIM_INFINITY))
+    except (ImportError, ValueError, OSError):  # another system, or a lower limit is set already
+        pass
+
+
+def _same(answer: str, truth: str) -> bool:
+    from math_verify import parse, verify
+
+    try:
+        read = [_parsed(parse, text) for text in (truth, answer)]
+        return bool(all(read) and verify(*read))
+    except Exception:  # whatever a model wrote, it is not the right answer
+        return False
+
+
+def _parsed(parse: Any, text: str) -> Any:
+    """Read all of a text as LaTeX, else the mathematics that is found in it."""
+    return parse(f"\\boxed{{{text}}}") or parse(text)
