@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ def load_model(
     """Load a model, in evaluation mode, and its tokenizer, ready for batched generation.
 
     A tokenizer without a pad token pads with its eos token; padding is on the left. `eos` takes the
-    place of the tokenizer's own. `model_options` are those of
-    ``AutoModelForCausalLM.from_pretrained``.
+    place of the tokenizer's own; it makes no token types for a model that does not take them.
+    `model_options` are those of ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
         OSError: a path that is no model directory, or the hub has no such model.
@@ -25,6 +26,9 @@ def load_model(
     name = model_name(path_or_name)
     tokenizer = load_tokenizer(name, eos)
     model = transformers.AutoModelForCausalLM.from_pretrained(name, **model_options)
+    names = tokenizer.model_input_names
+    if "token_type_ids" in names and "token_type_ids" not in signature(model.forward).parameters:
+        tokenizer.model_input_names = [name for name in names if name != "token_type_ids"]
     return model.eval(), tokenizer
 
 

@@ -13,9 +13,9 @@ from entrocraft.lab.tasks.maze import MazeTask
 from entrocraft.lab.tasks.permutation_words import PermutationWordsTask
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task
-    for task in (CountdownTask, ChainSumTask, PermutationWordsTask, MazeTask, DataTask)
+    task.name: task for task in (CountdownTask, ChainSumTask, PermutationWordsTask, MazeTask)
 }
+"""Tasks that make their problems themselves."""
 
 __all__ = [
     "PRESETS",
@@ -32,9 +32,10 @@ __all__ = [
 
 
 def get_task(name: str, **options: Any) -> Task:
-    """Make a task by its name in ``TASKS``; options are the fields of its dataclass.
+    """Make a task by its name; options are the fields of its dataclass.
 
-    The names in ``PRESETS`` are data sets with their columns, whose options can be changed.
+    Its names are those in ``TASKS``, ``hf`` for a data set, and those in ``PRESETS``, data sets
+    with their columns.
 
     Raises:
         ValueError: for an unknown name or option, or a value out of range.
@@ -44,15 +45,16 @@ def get_task(name: str, **options: Any) -> Task:
     """
     if name in PRESETS:
         name, options = DataTask.name, PRESETS[name] | options
-    if name not in TASKS:
-        known = ", ".join(sorted([*TASKS, *PRESETS]))
+    kinds: dict[str, type[Task]] = {**TASKS, DataTask.name: DataTask}
+    if name not in kinds:
+        known = ", ".join(sorted([*kinds, *PRESETS]))
         raise ValueError(f"unknown task {name!r}; use one of {known}")
-    own = [option.name for option in fields(TASKS[name])]
+    own = [option.name for option in fields(kinds[name])]
     if unknown := [option for option in options if option not in own]:
         raise ValueError(
             f"unknown option {unknown[0]!r} of task {name!r}; its options are {', '.join(own)}"
         )
     try:
-        return TASKS[name](**options)
+        return kinds[name](**options)
     except TypeError as error:
         raise ValueError(f"the options {options} of task {name!r} do not fit: {error}") from error

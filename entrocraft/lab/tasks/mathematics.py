@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import multiprocessing
 import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as Expired
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 SECONDS = 10.0
+_TRIES = 3
 _WORKERS = 4
 _MEMORY = 4 << 30  # bytes of data that one worker may allocate
+_pool: Any = None
 
 
 def equal(pairs: Sequence[tuple[str, str]], seconds: float = SECONDS) -> list[bool]:
     """Say of each (answer, truth), in LaTeX or plain text, whether they mean the same.
 
     An answer that takes longer than `seconds` is wrong, with a warning, and its process is
-    replaced. One whose process died is judged once more: the cause may have been another one's.
+    replaced. Where processes died, what they had is judged anew: the cause may be elsewhere.
 
     Raises:
         ImportError: math-verify or pebble is missing.
@@ -28,20 +30,21 @@ def equal(pairs: Sequence[tuple[str, str]], seconds: float = SECONDS) -> list[bo
     from pebble import ProcessExpired
 
     found = [answer.strip() == truth.strip() for answer, truth in pairs]
-    left = {index: pair for index, pair in enumerate(pairs) if not found[index] and pair[0].strip()}
+    left = [index for index, (answer, _) in enumerate(pairs) if answer.strip() and not found[index]]
     late = 0
-    for _ in range(2):
-        futures = {
-            index: _pool().schedule(_same, pair, timeout=seconds) for index, pair in left.items()
-        }
-        left = {}
+    for _ in range(_TRIES):
+        if not left:
+            break
+        pool = _running_pool()
+        futures = {index: pool.schedule(_same, pairs[index], timeout=seconds) for index in left}
+        left = []
         for index, future in futures.items():
             try:
                 found[index] = future.result()
             except Expired:
                 late += 1
-            except ProcessExpired:
-                left[index] = pairs[index]
+            except (ProcessExpired, BrokenProcessPool):
+                left.append(index)
     if late or left:
         warnings.warn(
             f"of {len(pairs)} answers, {late} were not judged within {seconds:g} s and {len(left)} "
@@ -61,23 +64,28 @@ def check_installed() -> None:
         raise ValueError(f"the reward 'math' needs {error.name}: {remedy}") from error
 
 
-@functools.cache
-def _pool() -> Any:
+def _running_pool() -> Any:
+    """The pool of processes; a new one where it broke, as when idle workers are killed."""
     from pebble import ProcessPool
 
-    # not forked: the caller has threads, and math-verify's own time limit needs a main thread
-    pool = ProcessPool(
-        min(_WORKERS, os.cpu_count() or 1),
-        initializer=_prepare,
-        context=multiprocessing.get_context("spawn"),
-    )
-    atexit.register(_stop, pool)
-    return pool
+    global _pool
+    if _pool is not None and not _pool.active:
+        _stop()
+    if _pool is None:
+        # not forked: the caller has threads, and math-verify's own time limit needs a main thread
+        context = multiprocessing.get_context("spawn")
+        workers = min(_WORKERS, os.cpu_count() or 1)
+        _pool = ProcessPool(workers, initializer=_prepare, context=context)
+    return _pool
 
 
-def _stop(pool: Any) -> None:
-    pool.stop()
-    pool.join()
+@atexit.register
+def _stop() -> None:
+    global _pool
+    if _pool is not None:
+        _pool.stop()
+        _pool.join()
+    _pool = None
 
 
 def _prepare() -> None:

@@ -111,7 +111,7 @@ def build_trainer(
     trainer = trainer_class(
         model=model,
         reward_funcs=_reward(task, problems),
-        args=_config_class(config)(**arguments),
+        args=config_class(config)(**arguments),
         train_dataset=Dataset.from_dict({"prompt": prompts, "key": keys}),
         processing_class=tokenizer,
         peft_config=None if config.lora is None else config.lora.build(),
@@ -133,22 +133,23 @@ def _reward(task: Task, problems: list[Problem]) -> Any:
     return score
 
 
-def _config_class(config: TrainConfig) -> type:
+def config_class(config: TrainConfig) -> type:
+    """Return TRL's config class of the algorithm."""
     from trl import GRPOConfig, RLOOConfig
 
     return GRPOConfig if config.algorithm == "grpo" else RLOOConfig
 
 
 def _check_options(config: TrainConfig) -> None:
-    config_class = _config_class(config)
-    known = {field.name for field in fields(config_class)}
+    kind = config_class(config)
+    known = {field.name for field in fields(kind)}
     for name in config.trainer:
         if name in _OWNED:
             raise ValueError(f"trainer.{name} is set by this project's own key: {_OWNED[name]}")
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"trainer.{name} is no option of {config_class.__name__}{hint}")
+            raise ValueError(f"trainer.{name} is no option of {kind.__name__}{hint}")
     needed = {"vllm": config.trainer.get("use_vllm"), "peft": config.lora is not None}
     for package, wanted in needed.items():
         if wanted and find_spec(package) is None:
