@@ -104,12 +104,9 @@ def _same(answer: str, truth: str) -> bool:
     from math_verify import parse, verify
 
     try:
-        read = [_parsed(parse, text) for text in (truth, answer)]
-        return bool(all(read) and verify(*read))
+        # read as LaTeX as a whole, or for the mathematics in a sentence
+        boxed, plain = (f"\\boxed{{{answer}}}", answer)
+        true = parse(f"\\boxed{{{truth}}}") or parse(truth)
+        return bool(true) and any(verify(true, parse(text)) for text in (boxed, plain))
     except Exception:  # whatever a model wrote, it is not the right answer
         return False
-
-
-def _parsed(parse: Any, text: str) -> Any:
-    """Read all of a text as LaTeX, else the mathematics that is found in it."""
-    return parse(f"\\boxed{{{text}}}") or parse(text)
