@@ -27,17 +27,22 @@ class Waiting:
         self.what, self.total = what, total
         self._start = time.monotonic()
         self._next = self._start + _PATIENCE
+        self._before = 0
         self._quiet = os.environ.get("RANK", "0") != "0"
         self._open = False
 
     def __call__(self, done: int) -> None:
         """Show that so many parts are done, if it is time to."""
         now = time.monotonic()
+        if not self._before:  # what came before the first part says nothing about the others
+            self._start, self._before = now, done
         if self._quiet or now < self._next:
             return
         rewritten = sys.stderr.isatty()
-        left = (now - self._start) * (self.total - done) / max(done, 1)
-        text = f"{self.what}: {done:,} of {self.total:,}, {left:.0f} s left"
+        text = f"{self.what}: {done:,} of {self.total:,}"
+        if done > self._before:
+            left = (now - self._start) * (self.total - done) / (done - self._before)
+            text += f", {left:.0f} s left"
         print(
             f"\r{text}\x1b[K" if rewritten else text, end="" if rewritten else "\n", file=sys.stderr
         )

@@ -266,9 +266,9 @@ def _load(source: str, subset: str | None, split: str) -> Any:
             raise ValueError(f"there is no file {path.absolute()}")
         return datasets.load_dataset(source, subset, split=split)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"data {source!r} cannot be read: {' '.join(str(error).split())}"
-        ) from error
+        problem = f"data {source!r} cannot be read ({' '.join(str(error).split())})"
+        remedy = "give a file, a directory or a hub name with --task.options.data"
+        raise ValueError(f"{problem}; {remedy}") from error
 
 
 def _split_of_saved(saved: Any, source: str, split: str) -> Any:
