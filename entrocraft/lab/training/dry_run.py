@@ -265,7 +265,14 @@ class DryRun:
         count = rewards.numel()
         text = f"{count} answers: reward {rewards.mean():.3g}, entropy {entropy:.3g} nats per token"
         text += f", {tokens:.0f} tokens, {finished:.0%} ended by themselves"
-        self.say("ok", "sampling", f"{text}, {time.monotonic() - start:.0f} s")
+        seconds = time.monotonic() - start
+        self.say("ok", "sampling", f"{text}, {seconds:.0f} s")
+        rollouts = config.prompts * config.generations * -(-config.steps // config.updates)
+        hours = seconds / count * (rollouts + _measured_answers(config)) / 3600
+        text = f"{hours:.1f} h of sampling for the whole run at this pace, of {len(problems)} "
+        self.say(
+            "ok", "time", f"{text}answers at a time; larger batches are faster, updates come on top"
+        )
         self.say("ok", "an answer", _short(next(iter(seen[0].results[0])) or "(nothing)"))
         if not mixed:
             same = f"all {rewards.min():g}" if rewards.amin() == rewards.amax() else "one a problem"
