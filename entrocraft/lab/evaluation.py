@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from entrocraft.effects import token_statistics
 from entrocraft.lab.tasks import Problem, Task
-from entrocraft.lab.tasks.prompts import text_prompt
+from entrocraft.lab.tasks.prompts import as_completion, text_prompt
 from entrocraft.rollouts import RolloutStats
 
 
@@ -37,6 +37,8 @@ class Evaluation:
     finished: float  # share of responses that end by themselves
     # of each problem: result of a completion -> how many have it, and whether they are right
     results: tuple[dict[str, tuple[int, bool]], ...] = ()
+    # (problems, samples), nan where the reward has no say; a reward of at least 1 is a right answer
+    rewards: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def pass_at(self, k: int) -> Estimate:
         """Probability that at least one of k samples is right; unbiased, see `pass_at_k`."""
@@ -248,15 +250,17 @@ def evaluate(
             )
             answers = ids[:, -mask.shape[1] :]
             texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-            right = [task.verify(*pair) >= 1 for pair in zip(part, texts, strict=True)]
+            said = [as_completion(text, chat) for text in texts]
+            scores = [math.nan if score is None else score for score in task.rewards(part, said)]
             results += [task.result(text) for text in texts]
             nats = (_entropies(model, ids, attention, mask, temperature) * mask).sum(1)
             ended = ((answers == tokenizer.eos_token_id) & mask).any(1)
-            columns = [nats, mask.sum(1), torch.tensor(right), ended]
+            columns = [nats, mask.sum(1), torch.tensor(scores), ended]
             parts.append(torch.stack([column.double().cpu() for column in columns]))
     finally:
         model.train(training)
-    entropies, lengths, correct, finished = torch.cat(parts, dim=1)
+    entropies, lengths, rewards, finished = torch.cat(parts, dim=1)
+    correct = (rewards >= 1).double()
     stats = RolloutStats(
         advantages=torch.zeros_like(lengths),
         tokens=lengths,
@@ -270,6 +274,7 @@ def evaluate(
         samples=samples,
         length=float(lengths.mean()),
         finished=float(finished.mean()),
+        rewards=rewards.view(-1, samples),
         results=tuple(_counted(results, correct.tolist(), samples)),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
@@ -11,11 +12,17 @@ Config = TypeVar("Config")
 
 
 def config_from_arguments(
-    config_class: type[Config], command: str, description: str, arguments: list[str]
+    config_class: type[Config],
+    command: str,
+    description: str,
+    arguments: list[str],
+    first: Sequence[str] = (),
+    more: Callable[[], str] | None = None,
 ) -> Config:
     """Read a config file, if the first argument is none of the flags, and flags, which win.
 
-    A wrong flag ends the process with the usage.
+    The help shows the keys in `first` before the rest, and `more` after it. A wrong flag ends the
+    process with the usage.
     """
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--config", *arguments]
@@ -25,6 +32,12 @@ def config_from_arguments(
         usage=f"entrocraft {command} [CONFIG.yaml] [--key value ...]",
         description=description,
     )
+    if first:
+        _show_first(parser, first)
+    if more and {"-h", "--help"} & set(arguments):
+        parser.print_help()
+        print(f"\n{more()}")
+        raise SystemExit
     return _instantiate(config_class, parser, parser.parse_args(arguments))
 
 
@@ -71,6 +84,20 @@ def _parser(config_class: type, **options: Any) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
     parser.add_class_arguments(config_class, as_group=False)
     return parser
+
+
+def _show_first(parser: ArgumentParser, keys: Sequence[str]) -> None:
+    """Let the help begin with these keys, in this order."""
+    groups: Any = parser._action_groups
+    actions = {action.dest: (group, action) for group in groups for action in group._group_actions}
+    ahead = parser.add_argument_group("what most runs set")
+    for key in keys:
+        group, action = actions[key]
+        group._group_actions.remove(action)
+        ahead._group_actions.append(action)
+    groups.insert(0, groups.pop(groups.index(ahead)))
+    groups[1:] = sorted(groups[1:], key=lambda group: group.title == "options", reverse=True)
+    parser._optionals.title = "the rest"
 
 
 def _instantiate(config_class: type[Config], parser: ArgumentParser, namespace: Any) -> Config:

@@ -60,11 +60,11 @@ class EntropyControlState(TrainerCallback, ExportableState):
         # the trainer expects an entry of every exporting callback when it saves
         state.stateful_callbacks.setdefault(name, self.state())
         self.method.prepare(steps=state.max_steps)
-        for text in self.method.start_warnings(state.max_steps, *_rollouts_and_decay(args)):
+        for text in self.method.start_warnings(state.max_steps, *rollouts_and_decay(args)):
             _warn(text)
 
 
-def _rollouts_and_decay(args: Any) -> tuple[int, str | None]:
+def rollouts_and_decay(args: Any) -> tuple[int, str | None]:
     """Rollouts of an optimizer step, and the setting by which the learning rate decays."""
     rollouts = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)

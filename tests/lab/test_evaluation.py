@@ -17,7 +17,8 @@ from entrocraft.lab.evaluation import (
 )
 from entrocraft.lab.models import ReasonerConfig, build_reasoner, build_tokenizer
 from entrocraft.lab.tasks import get_task
-from entrocraft.lab.tasks.prompts import completion_text, speaks_chat, text_prompt, trainer_prompt
+from entrocraft.lab.tasks.base import completion_text
+from entrocraft.lab.tasks.prompts import speaks_chat, text_prompt, trainer_prompt
 from entrocraft.lab.tasks.store import stored_problems
 
 SHAPE = ReasonerConfig(hidden_size=32, layers=1, heads=2, intermediate_size=32, max_positions=512)

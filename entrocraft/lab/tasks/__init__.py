@@ -8,16 +8,20 @@ from typing import Any
 from entrocraft.lab.tasks.base import SPLITS, Problem, Split, Task, extract_answer, split_of
 from entrocraft.lab.tasks.chain_sum import ChainSumTask
 from entrocraft.lab.tasks.countdown import CountdownTask
+from entrocraft.lab.tasks.data import PRESETS, DataTask
 from entrocraft.lab.tasks.maze import MazeTask
 from entrocraft.lab.tasks.permutation_words import PermutationWordsTask
 
 TASKS: dict[str, type[Task]] = {
     task.name: task for task in (CountdownTask, ChainSumTask, PermutationWordsTask, MazeTask)
 }
+"""Tasks that make their problems themselves."""
 
 __all__ = [
+    "PRESETS",
     "SPLITS",
     "TASKS",
+    "DataTask",
     "Problem",
     "Split",
     "Task",
@@ -28,7 +32,10 @@ __all__ = [
 
 
 def get_task(name: str, **options: Any) -> Task:
-    """Make a task by its name in ``TASKS``; options are the fields of its dataclass.
+    """Make a task by its name; options are the fields of its dataclass.
+
+    Its names are those in ``TASKS``, ``hf`` for a data set, and those in ``PRESETS``, data sets
+    with their columns.
 
     Raises:
         ValueError: for an unknown name or option, or a value out of range.
@@ -36,14 +43,18 @@ def get_task(name: str, **options: Any) -> Task:
     >>> get_task("countdown", max_value=12).max_value
     12
     """
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; use one of {', '.join(sorted(TASKS))}")
-    known = [option.name for option in fields(TASKS[name])]
-    if unknown := [option for option in options if option not in known]:
+    if name in PRESETS:
+        name, options = DataTask.name, PRESETS[name] | options
+    kinds: dict[str, type[Task]] = {**TASKS, DataTask.name: DataTask}
+    if name not in kinds:
+        known = ", ".join(sorted([*kinds, *PRESETS]))
+        raise ValueError(f"unknown task {name!r}; use one of {known}")
+    own = [option.name for option in fields(kinds[name])]
+    if unknown := [option for option in options if option not in own]:
         raise ValueError(
-            f"unknown option {unknown[0]!r} of task {name!r}; its options are {', '.join(known)}"
+            f"unknown option {unknown[0]!r} of task {name!r}; its options are {', '.join(own)}"
         )
     try:
-        return TASKS[name](**options)
+        return kinds[name](**options)
     except TypeError as error:
         raise ValueError(f"the options {options} of task {name!r} do not fit: {error}") from error

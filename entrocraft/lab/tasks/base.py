@@ -12,9 +12,11 @@ import itertools
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, get_args
+
+from entrocraft.lab.waiting import Waiting
 
 Split = Literal["train", "probe", "eval"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -46,6 +48,7 @@ class Problem:
     question: str  # for a chat model, with how to give the final answer
     answer: str
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
+    system: str = ""  # message before the question, for a chat model
 
 
 def split_of(task: str, key: str) -> Split:
@@ -103,6 +106,8 @@ class Task(ABC):
     """Base class of tasks. A task is a dataclass whose fields are its options."""
 
     name: ClassVar[str]
+    # whether the same options always mean the same problems, which may then be kept on disk
+    lasting: ClassVar[bool] = True
 
     def problems(
         self, split: Split, size: int, seed: int = 0, fewer: bool = False
@@ -122,11 +127,14 @@ class Task(ABC):
             raise ValueError(f"size={size} problems; ask for at least 1")
         found: dict[str, Problem] = {}
         fruitless = 0
-        for candidate, attempts in self.candidates(split, seed):
+        waiting = Waiting(f"{self.name}: {split} problems", size)
+        candidates = itertools.chain(self.candidates(split, seed), [(None, _PATIENCE)])
+        for candidate, attempts in candidates:
             fruitless += attempts
             if candidate is not None and candidate.key not in found:
                 found[candidate.key] = candidate
                 fruitless = 0
+                waiting(len(found))
                 if len(found) == size:
                     break
             if fruitless >= _PATIENCE:
@@ -134,13 +142,14 @@ class Task(ABC):
                     break
                 raise ValueError(
                     f"task {self.name!r} yields only {len(found)} distinct {split} problems of the "
-                    f"{size} asked for with {self}; ask for fewer or widen its ranges"
+                    f"{size} asked for with {self}; ask for fewer, widen its ranges or add data"
                 )
+        waiting.close()
         return list(found.values())
 
     @abstractmethod
     def candidates(self, split: Split, seed: int) -> Iterator[tuple[Problem | None, int]]:
-        """Endless stream of problems of the split, or None, each with the attempts it took."""
+        """Problems of the split, or None, each with the attempts it took; it need not end."""
 
     @abstractmethod
     def demonstration(self, problem: Problem, rng: random.Random, skill: float = 1.0) -> str:
@@ -166,6 +175,23 @@ class Task(ABC):
             return 0.0
         answer = extract_answer(completion)
         return self.score(problem, answer) if 0 < len(answer) <= MAX_ANSWER_CHARACTERS else 0.0
+
+    def rewards(
+        self, problems: Sequence[Problem], completions: Sequence[Any], **more: Any
+    ) -> list[float | None]:
+        """Reward each completion, text or a list of messages; as it stands, by `verify`.
+
+        `more` is what TRL hands to reward functions besides.
+        """
+        texts = map(completion_text, completions)
+        return [self.verify(*pair) for pair in zip(problems, texts, strict=True)]
+
+
+def completion_text(completion: Any) -> str:
+    """Return the text of a TRL completion, which is text or a list of messages."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(message.get("content") or "" for message in completion)
 
 
 @dataclass

@@ -31,10 +31,14 @@ def stored_problems(
 ) -> list[Problem]:
     """`task.problems(split, size, seed)`, made once for each task, options and library version.
 
+    Those of data that may change under the same options are made each time.
+
     Args:
         cache_dir: where lists are kept; None takes `default_cache_dir`.
         fewer: take what there is where a task has fewer problems than that, and warn.
     """
+    if not task.lasting:
+        return task.problems(split, size, seed, fewer)
     settings = {
         "format": _FORMAT,
         "library": version("reasoning-gym"),

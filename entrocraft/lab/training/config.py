@@ -17,10 +17,12 @@ class TaskConfig:
     """What to train on.
 
     Args:
-        name: countdown, chain_sum, permutation_words or maze.
-        options: the task's own options, e.g. {max_value: 12}.
+        name: countdown, chain_sum, permutation_words or maze; hf, data of your own; gsm8k, math500,
+            numinamath or aime, from the hub.
+        options: the task's own options, e.g. {max_value: 12}, or key by key: --task.options.data.
         train_size: training problems, or all that the task has if these are fewer; the run repeats
             them when it has used them all.
+        max_prompt_tokens: longest prompt; problems with a longer one are left out. null keeps all.
         pass_rate: keep the training problems alone whose share of right answers by the start is
             within [low, high], e.g. [0.2, 0.8]; null keeps all.
         pass_tries: answers to each problem from which that share is taken.
@@ -29,14 +31,47 @@ class TaskConfig:
     name: str = "countdown"
     options: dict[str, Any] = field(default_factory=dict)
     train_size: int = 3000
+    max_prompt_tokens: int | None = None
     pass_rate: list[float] | None = None
     pass_tries: int = 40
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "task.", ["train_size", "pass_tries"])
+        _at_least(1, self, "task.", ["train_size", "pass_tries", "max_prompt_tokens"])
         rate = self.pass_rate
         if rate is not None and not (len(rate) == 2 and 0 <= rate[0] <= rate[1] <= 1):
             raise ValueError(f"task.pass_rate is {rate}; use two shares, e.g. [0.2, 0.8]")
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters, which are trained instead of the weights.
+
+    Args:
+        rank: of the adapters.
+        alpha: their weight is alpha / rank.
+        dropout: of their input; 0 keeps the policy that is trained the one that sampled.
+        targets: names of the layers that get one, e.g. [q_proj, v_proj]; all-linear takes all.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "lora.", ["rank", "alpha"])
+
+    def build(self) -> Any:
+        """Make peft's config."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.targets,
+            task_type="CAUSAL_LM",
+        )
 
 
 @dataclass
@@ -78,7 +113,9 @@ class TrainConfig:
         model: a directory or hub name of a causal language model; "tiny" is a small reasoner that
             is warm-started on the task once and cached.
         dtype: of the weights in training; float32 keeps small updates, mixed precision is TRL's.
+        lora: train adapters instead of the weights, e.g. {rank: 16}.
         chat: talk in messages through the tokenizer's chat template; null does so if it has one.
+        eos: token that ends an answer, e.g. <|im_end|>; null takes the tokenizer's own.
         warm_start: changes to the tiny model's warm start, e.g. {steps: 400}.
         cache_dir: where warm starts are kept; null takes $ENTROCRAFT_CACHE or ~/.cache/entrocraft.
         steps: optimizer steps.
@@ -107,7 +144,9 @@ class TrainConfig:
     advantage_noise: float = 0.0
     model: str = TINY
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    lora: LoraSettings | None = None
     chat: bool | None = None
+    eos: str | None = None
     warm_start: dict[str, Any] = field(default_factory=dict)
     cache_dir: Path | None = None
     steps: int = 150

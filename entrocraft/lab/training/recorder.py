@@ -14,7 +14,8 @@ from typing import Any
 from transformers import Trainer
 
 from entrocraft.lab.evaluation import evaluate
-from entrocraft.lab.tasks import Task
+from entrocraft.lab.tasks import Problem, Split, Task
+from entrocraft.lab.tasks.prompts import short_enough
 from entrocraft.lab.tasks.store import stored_problems
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.method import EntropyControlWarning
@@ -68,12 +69,14 @@ def measurements(
     config: TrainConfig, trainer: Any, tokenizer: Any, task: Task, chat: bool
 ) -> Callable[[int], dict[str, float]]:
     """Return the function step -> metrics of the present policy that are due at that step."""
-    settings, cache = config.evaluation, config.cache_dir
-    probe = evaluation = None
-    if settings.probe_every:
-        probe = stored_problems(task, "probe", settings.probe_prompts, cache_dir=cache, fewer=True)
-    if settings.every:
-        evaluation = stored_problems(task, "eval", settings.prompts, cache_dir=cache, fewer=True)
+    settings = config.evaluation
+
+    def held_out(split: Split, size: int) -> list[Problem]:
+        found = stored_problems(task, split, size, cache_dir=config.cache_dir, fewer=True)
+        return short_enough(found, tokenizer, chat, config.task.max_prompt_tokens)
+
+    probe = held_out("probe", settings.probe_prompts) if settings.probe_every else None
+    evaluation = held_out("eval", settings.prompts) if settings.every else None
     common: dict[str, Any] = {
         "max_new_tokens": config.max_completion_length,
         "temperature": config.temperature,

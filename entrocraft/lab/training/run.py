@@ -14,8 +14,8 @@ from rich.console import Console
 from entrocraft.lab.models import WarmStartConfig, load_model, warm_start
 from entrocraft.lab.parsing import config_from_mapping, merge
 from entrocraft.lab.report import write_report
-from entrocraft.lab.tasks import get_task
-from entrocraft.lab.tasks.prompts import speaks_chat
+from entrocraft.lab.tasks import DataTask, get_task
+from entrocraft.lab.tasks.prompts import short_enough, speaks_chat
 from entrocraft.lab.tasks.store import stored_problems
 from entrocraft.lab.training.config import TINY, TrainConfig
 from entrocraft.lab.training.directory import RunDirectory
@@ -74,12 +74,15 @@ def prepare_model(config: TrainConfig, console: Console | None = None) -> str:
 def _train(
     config: TrainConfig, directory: RunDirectory, model_path: str, main: bool, progress: RunProgress
 ) -> None:
-    model, tokenizer = load_model(model_path, dtype=config.dtype)
-    chat = speaks_chat(tokenizer, config.chat)
     task = get_task(config.task.name, **config.task.options)
     problems = stored_problems(
         task, "train", config.task.train_size, cache_dir=config.cache_dir, fewer=True
     )
+    if main and isinstance(task, DataTask):
+        progress.console.print(f"data: {task.describe()}", soft_wrap=True, highlight=False)
+    model, tokenizer = load_model(model_path, config.eos, dtype=config.dtype)
+    chat = speaks_chat(tokenizer, config.chat)
+    problems = short_enough(problems, tokenizer, chat, config.task.max_prompt_tokens)
     if config.task.pass_rate is not None:
         with PartialState().main_process_first():
             problems = perfectible(config, model, tokenizer, task, problems, chat)

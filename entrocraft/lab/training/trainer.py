@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback
 
 from entrocraft.lab.tasks import Problem, Task
-from entrocraft.lab.tasks.prompts import completion_text, trainer_prompt
+from entrocraft.lab.tasks.prompts import trainer_prompt
 from entrocraft.lab.training.config import TrainConfig
 
 # options of TRL's config that are derived from keys of `TrainConfig`, and the key that sets them
@@ -95,7 +96,8 @@ def build_trainer(
     """
     if len(problems) < config.prompts:
         few = f"{task} has only {len(problems)} train problems and a batch takes {config.prompts}"
-        raise ValueError(f"{few} prompts; widen its ranges (task.options) or lower prompts")
+        remedy = "widen its ranges (task.options), add data or lower prompts"
+        raise ValueError(f"{few} prompts; {remedy}")
     from entrocraft.trl import GRPOTrainer, RLOOTrainer
 
     trainer_class: type = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}[config.algorithm]
@@ -109,9 +111,10 @@ def build_trainer(
     trainer = trainer_class(
         model=model,
         reward_funcs=_reward(task, problems),
-        args=_config_class(config)(**arguments),
+        args=config_class(config)(**arguments),
         train_dataset=Dataset.from_dict({"prompt": prompts, "key": keys}),
         processing_class=tokenizer,
+        peft_config=None if config.lora is None else config.lora.build(),
         entropy_control=config.control.build(config.seed),
     )
     for printing in (PrinterCallback, ProgressCallback):
@@ -120,33 +123,39 @@ def build_trainer(
 
 
 def _reward(task: Task, problems: list[Problem]) -> Any:
-    """Return the reward function that TRL calls: the task's verifier, by the problems' keys."""
+    """Return the reward function that TRL calls: the task's rewards, by the problems' keys."""
     by_key = {problem.key: problem for problem in problems}
 
-    def score(completions: list[Any], key: list[str], **columns: Any) -> list[float]:
-        texts = [completion_text(completion) for completion in completions]
-        return [task.verify(by_key[k], text) for k, text in zip(key, texts, strict=True)]
+    def score(completions: list[Any], key: list[str], **columns: Any) -> list[float | None]:
+        return task.rewards([by_key[k] for k in key], completions, **columns)
 
     score.__name__ = task.name  # TRL logs it
     return score
 
 
-def _config_class(config: TrainConfig) -> type:
+def config_class(config: TrainConfig) -> type:
+    """Return TRL's config class of the algorithm."""
     from trl import GRPOConfig, RLOOConfig
 
     return GRPOConfig if config.algorithm == "grpo" else RLOOConfig
 
 
 def _check_options(config: TrainConfig) -> None:
-    config_class = _config_class(config)
-    known = {field.name for field in fields(config_class)}
+    kind = config_class(config)
+    known = {field.name for field in fields(kind)}
     for name in config.trainer:
         if name in _OWNED:
             raise ValueError(f"trainer.{name} is set by this project's own key: {_OWNED[name]}")
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"trainer.{name} is no option of {config_class.__name__}{hint}")
+            raise ValueError(f"trainer.{name} is no option of {kind.__name__}{hint}")
+    needed = {"vllm": config.trainer.get("use_vllm"), "peft": config.lora is not None}
+    for package, wanted in needed.items():
+        if wanted and find_spec(package) is None:
+            key = {"vllm": "trainer.use_vllm is true", "peft": "lora is set"}[package]
+            remedy = {"vllm": "trl[vllm]", "peft": "entrocraft[peft]"}[package]
+            raise ValueError(f"{key}, but {package} is not installed: pip install '{remedy}'")
 
 
 def with_changed_advantages(trainer_class: type, raw: bool, noise: float, seed: int) -> type:
