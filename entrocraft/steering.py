@@ -15,7 +15,15 @@ from typing import Any
 
 from entrocraft.storage import write_atomically
 
-__all__ = ["ACTIONS", "Command", "Steered", "give_command", "read_command", "read_steered"]
+__all__ = [
+    "ACTIONS",
+    "STEERED_FILE",
+    "Command",
+    "Steered",
+    "give_command",
+    "read_command",
+    "read_steered",
+]
 
 STEER_FILE, STEERED_FILE = "steer.json", "steered.json"
 ACTIONS = ("run", "pause", "stop")

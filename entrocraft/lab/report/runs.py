@@ -97,13 +97,14 @@ def load_run(path: str | Path) -> Run:
     Raises:
         RunError: there is no complete record yet, or a file that cannot be read; see its message.
     """
-    runs = _runs_in(Path(path))
+    runs = runs_in(Path(path))
     if len(runs) > 1:
         raise RunError(f"{path} holds {len(runs)} runs: {', '.join(run.name for run in runs)}")
     return runs[0]
 
 
-def _runs_in(path: Path) -> list[Run]:
+def runs_in(path: Path) -> list[Run]:
+    """Load every run of a directory, or of a file of trackio's; raises as `load_run` does."""
     config, runs = _read_config(path / "config.yaml"), []
     for own, records in read(path).items():
         schedules = {r["step"]: r.pop(SCHEDULE) for r in records if SCHEDULE in r}
@@ -123,7 +124,7 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
     places = [Path(path).resolve() for path in paths]
     if twice := [place for place in places if places.count(place) > 1]:
         raise RunError(f"{twice[0]} is given twice; give each run once")
-    runs = [run for path in paths for run in _runs_in(Path(path))]
+    runs = [run for path in paths for run in runs_in(Path(path))]
     for members in grouped(runs).values():
         settings = differing_settings(members)
         for i, run in enumerate(members if settings else ()):

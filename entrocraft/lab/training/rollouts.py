@@ -88,7 +88,7 @@ class RolloutSamples(TrainerCallback):
                 "completion": completion_text(completions[row])[:LONGEST],
                 "reward": sum(values[row] for values in rewards.values()),
                 "advantage": float(advantages[row]),
-                "effect": None if effects is None else float(effects[row]),
+                "predicted_effect": None if effects is None else float(effects[row]),
                 "keep_probability": float(decision.probabilities[row]),
                 "kept": bool(decision.weights[row] != 0),
             }

@@ -82,7 +82,7 @@ def test_a_change_is_obeyed_at_the_next_batch_logged_resumed_and_replayed(
     samples = read_rollouts(out / "rollouts.jsonl")
     assert [record["step"] for record in samples] == [0, 2, 4, 6, 8], "thinned out at 5 batches"
     for record in samples:
-        effects = [rollout["effect"] for rollout in record["rollouts"]]
+        effects = [rollout["predicted_effect"] for rollout in record["rollouts"]]
         assert len(effects) == rollouts.PER_BATCH
         assert effects == sorted(effects)
         assert all(rollout["prompt"] for rollout in record["rollouts"])
