@@ -94,8 +94,6 @@ class _Page:
             Output("state", "children"),
             Output("refused", "children"),
             Output("pause", "children"),
-            Output("pause", "disabled"),
-            Output("stop", "disabled"),
             Input("tick", "n_intervals"),
             Input("steered", "value"),
         )(self.state)
@@ -177,8 +175,8 @@ class _Page:
     def state(self, tick: Any, label: str | None) -> tuple:
         """What the steered run says of itself."""
         run = self.run(label)
-        if run is None or run.steered is None:
-            return True, False, "", "", "Pause", True, True
+        if run is None or run.steered is None or not run.live:
+            return True, False, "", "", "Pause"
         said = run.steered
         file = run.run.path / STEERED_FILE
         ago = max(time.time() - file.stat().st_mtime, 0.0) if file.exists() else 0.0
@@ -188,8 +186,7 @@ class _Page:
             f" step {said.step} of {said.steps}{heard}",
         ]
         refused = f"The run refused: {said.error}" if said.error else ""
-        pause = "Go on" if said.state == "paused" else "Pause"
-        return False, True, text, refused, pause, not run.live, not run.live
+        return False, True, text, refused, "Go on" if said.state == "paused" else "Pause"
 
     def draft(self, label: str | None, dragged: Any, added: Any, draft: str | None) -> Any:
         """The draft: of a run that is chosen, the present schedule; else what was dragged."""
