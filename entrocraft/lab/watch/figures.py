@@ -73,23 +73,22 @@ def editor(run: Watched, draft: str | None, dark: bool) -> Figure:
     traces = [_line(*run.run.points(key), soft, "entropy", width=1)]
     if run.schedule and (present := _values(run, run.schedule, steps)) is not None:
         traces.append(_line(steps, present, _INK[dark], "present schedule", dash="dash"))
+    levels, handles = [], []
+    if draft:
+        curve = run.curve(draft)
+        levels = [curve(step) for step in steps.tolist()]
+        traces.append(_line(steps, levels, blue, "draft", width=2.5))
+        handles = [_handle(*point, blue) for point in draft_points(run, draft)]
+    if run.live:  # no shape, which could be dragged
+        top = max((y for trace in traces for y in trace["y"]), default=0.0)
+        now = _line([run.last_step + 1] * 2, [0.0, top], soft, "now", 1, "dot")
+        traces.append(now | {"hoverinfo": "skip"})
     figure = _figure(traces, dark)
     layout = figure["layout"]
     layout["yaxis"]["rangemode"] = "tozero"
     layout["xaxis"]["range"] = [-0.03 * run.steps, 1.03 * run.steps]
     layout["dragmode"] = False
-    if run.live:
-        now = {"type": "line", "yref": "paper", "x0": run.last_step + 1, "x1": run.last_step + 1}
-        line = {"color": soft, "width": 1, "dash": "dot"}
-        layout["shapes"] = [now | {"y0": 0, "y1": 1, "line": line, "editable": False}]
-    if not draft:
-        return figure
-    curve = run.curve(draft)
-    levels = [curve(step) for step in steps.tolist()]
-    figure["data"].append(_line(steps, levels, blue, "draft", width=2.5))
-    layout["shapes"] = [_handle(*point, blue) for point in draft_points(run, draft)] + layout.get(
-        "shapes", []
-    )
+    layout["shapes"] = handles
     return figure
 
 

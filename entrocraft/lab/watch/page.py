@@ -180,7 +180,7 @@ class _Page:
         said = run.steered
         file = run.run.path / STEERED_FILE
         ago = max(time.time() - file.stat().st_mtime, 0.0) if file.exists() else 0.0
-        heard = f", last heard of {_duration(ago)} ago" if ago >= 5 else ""
+        heard = f", {_duration(ago)} ago" if ago >= 5 else ""
         text = [
             html.Span(said.state, className=f"badge {said.state}"),
             f" step {said.step} of {said.steps}{heard}",
@@ -193,7 +193,7 @@ class _Page:
         run = self.run(label)
         if run is None:
             return no_update
-        if ctx.triggered_id not in ("editor", "add"):
+        if ctx.triggered_id not in ("editor", "add") or not draft:
             return run.schedule or ""
         try:
             points = figures.draft_points(run, draft or "")
@@ -208,7 +208,9 @@ class _Page:
     ) -> tuple:
         """The draft as a curve, and what is wrong with it."""
         run = self.run(label)
-        sign = [label, draft, bool(dark), run and [run.last_step, _now(run)]]
+        # drawn again seldom: a drag does not outlive it
+        grown = run and run.last_step * 50 // run.steps
+        sign = [label, draft, bool(dark), grown, run and _now(run)]
         if run is None or sign == edited:
             return no_update, no_update, no_update, no_update
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ class Watched:
 
     def rollouts(self) -> list[dict[str, Any]]:
         """Sample rollouts by step, none if the run records none."""
-        return read_rollouts(self.run.path / ROLLOUTS_FILE)
+        file = self.run.path / ROLLOUTS_FILE
+        stat = _stat(file)
+        return [] if stat is None else _rollouts(file, stat.st_mtime_ns, stat.st_size)
 
 
 class RunReader:
@@ -117,6 +120,11 @@ def signature(path: Path) -> Any:
     names = (*_SIGNS, "config.yaml", STEERED_FILE, ROLLOUTS_FILE)
     files = [path] if path.is_file() else [f for name in names for f in path.glob(name)]
     return tuple((str(f), s.st_mtime_ns, s.st_size) for f in files if (s := _stat(f)))
+
+
+@lru_cache(maxsize=8)
+def _rollouts(file: Path, modified: int, size: int) -> list[dict[str, Any]]:
+    return read_rollouts(file)
 
 
 def _stat(file: Path) -> Any:

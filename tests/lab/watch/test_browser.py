@@ -47,9 +47,7 @@ def started(tmp_path):
     file = config_file(tmp_path / "new.yaml", values)
     entrocraft = [sys.executable, "-m", "entrocraft"]
     quiet = {"stderr": subprocess.DEVNULL, "text": True, "start_new_session": True}
-    training = subprocess.Popen(
-        [*entrocraft, "train", file], stdout=subprocess.DEVNULL, **quiet
-    )
+    training = subprocess.Popen([*entrocraft, "train", file], stdout=subprocess.DEVNULL, **quiet)
     watch = subprocess.Popen(
         [*entrocraft, "watch", str(runs), "--port", "0"], stdout=subprocess.PIPE, **quiet
     )
@@ -81,7 +79,7 @@ def visit(started):
             page.on("pageerror", lambda error: page.errors.append(str(error)))
             page.goto(started[0])
             page.wait_for_selector("#chart-entropy .scatterlayer .trace")
-            page.wait_for_selector("#editor .shapelayer path, #editor .shapes-with-label path")
+            page.wait_for_selector("#editor .shapelayer path[data-index='1']", state="attached")
             return page
 
         yield open_page
@@ -115,8 +113,8 @@ def test_a_visitor_follows_and_steers_a_training(started, visit, tmp_path):
     playwright.expect(page.locator("#chart-entropy")).to_contain_text("new schedule")
 
     # drag the middle point up
-    handles = page.locator("#editor path[fill-rule][data-index]")
-    middle = handles.nth(1).bounding_box()
+    page.locator("#editor").scroll_into_view_if_needed()
+    middle = page.locator("#editor path[data-index='1']").first.bounding_box()
     x, y = middle["x"] + middle["width"] / 2, middle["y"] + middle["height"] / 2
     page.mouse.move(x, y)
     page.mouse.down()

@@ -110,7 +110,7 @@ def test_points_are_dragged_within_bounds(live):
     assert figures.draft_points(run, "initial")[-1] == (80, 0.5)
     assert len(figures.draft_points(run, "cosine(initial, 0.2, 60)")) == figures.SAMPLED_POINTS
     shapes = figures.editor(run, "linear(0.5, 0.3, 80)", False)["layout"]["shapes"]
-    assert [shape["type"] for shape in shapes] == ["circle", "circle", "line"]
+    assert [shape["type"] for shape in shapes] == ["circle", "circle"]
 
 
 @pytest.fixture
