@@ -160,20 +160,14 @@ def _entropy(runs: Sequence[Watched], colors: Mapping[str, str], dark: bool) -> 
         ink = _INK[dark] if alone else color
         traces += _targets(run, ink, alone)
     figure = _figure(traces, dark)
-    figure["layout"]["shapes"] = [
-        {
-            "type": "line",
-            "yref": "paper",
-            "x0": step,
-            "x1": step,
-            "y0": 0,
-            "y1": 1,
-            "line": {"color": colors[run.label], "width": 1, "dash": "dot"},
-            "label": {"text": "new schedule", "textposition": "end", "font": {"size": 10}},
-        }
-        for run in runs
-        for step in run.run.schedules
-    ]
+    changes = [(step, colors[run.label]) for run in runs for step in run.run.schedules]
+    for step, color in changes:
+        line = {"color": color, "width": 1, "dash": "dot"}
+        place = {"x0": step, "x1": step, "y0": 0, "y1": 1, "yref": "paper"}
+        figure["layout"].setdefault("shapes", []).append({"type": "line", "line": line, **place})
+        place = {"x": step, "y": 1, "yref": "paper", "xanchor": "left", "yanchor": "top"}
+        look = {"text": "new schedule", "showarrow": False, "font": {"size": 10, "color": color}}
+        figure["layout"].setdefault("annotations", []).append(place | look)
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -40,19 +41,22 @@ def build(paths: Sequence[Path], update: int = UPDATE) -> Dash:
         add_log_handler=False,
     )
     app.layout = lambda: _layout(update)
-    _Page(RunReader(paths)).connect(app)
+    _Page(RunReader(paths), fresh=update / 2000).connect(app)
     return app
 
 
 class _Page:
     """The callbacks, over one reader for all visitors."""
 
-    def __init__(self, reader: RunReader) -> None:
+    def __init__(self, reader: RunReader, fresh: float = 0.0) -> None:
         self._reader, self._lock = reader, threading.Lock()
+        self._fresh, self._when = fresh, -math.inf  # seconds for which a look at the files serves
 
     def runs(self) -> tuple[list[Watched], list[str]]:
         with self._lock:
-            return self._reader.read()
+            if time.monotonic() - self._when > self._fresh:
+                self._found, self._when = self._reader.read(), time.monotonic()
+            return self._found
 
     def run(self, label: str | None) -> Watched | None:
         return next((run for run in self.runs()[0] if run.label == label), None)
@@ -81,6 +85,7 @@ class _Page:
             Input("chosen", "value"),
             Input("dark", "data"),
             State("drawn", "data"),
+            running=[(Output("tick", "disabled"), True, False)],  # no looks pile up
         )(self.charts)
         app.callback(
             Output("download", "data"),
@@ -293,7 +298,7 @@ def _layout(update: int) -> Any:
                     ),
                     _plot("editor", _CONFIG | edits),
                     html.Label("Schedule, by optimizer step of the run", htmlFor="draft"),
-                    dcc.Textarea(id="draft", spellCheck=False, rows=2),
+                    dcc.Textarea(id="draft", spellCheck=False, rows=3),
                     html.Div(
                         [
                             html.Button("Add a point", id="add"),

@@ -26,6 +26,7 @@ if BROWSER is None:
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 
 STEPS = 3000
+playwright.expect.set_options(timeout=30_000)
 
 
 def until(condition, seconds=60):
