@@ -87,6 +87,7 @@ def visit(started):
         browser.close()
 
 
+@pytest.mark.slow
 def test_a_visitor_follows_and_steers_a_training(started, visit, tmp_path):
     _, run, training = started
     page = visit()
