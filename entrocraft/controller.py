@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,14 @@ from entrocraft.feedback import FeedbackSettings, Guard, Pressure, Situation, Ta
 from entrocraft.feedback.guard import GuardResult
 from entrocraft.feedback.saturation import Remedies
 from entrocraft.feedback.start import far_from_start, start_warnings
-from entrocraft.method import Decision, EntropyControlWarning, Method, measured_metrics, read_batch
+from entrocraft.method import (
+    Decision,
+    EntropyControlWarning,
+    Method,
+    measured_metrics,
+    read_batch,
+    without_addresses,
+)
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo
 from entrocraft.selection import (
     Response,
@@ -148,9 +154,12 @@ class EntropyController(Method):
         self.state = ControllerState(feedback=self.feedback.start())
 
     def __repr__(self) -> str:
+        return self._described(self.schedule)
+
+    def _described(self, schedule: Any) -> str:
         rule = self.rule and self.rule.name
         return (
-            f"EntropyController(schedule={self.schedule!r}, rule={rule!r}, "
+            f"EntropyController(schedule={schedule!r}, rule={rule!r}, "
             f"effect={self._effect!r}, seed={self.seed})"
         )
 
@@ -407,6 +416,7 @@ class EntropyController(Method):
             useful,
             learning_rate_factor=factor,
             warnings=texts,
+            effects=response.unit * selection.advantages,
         )
         after = replace(
             state,
@@ -438,7 +448,8 @@ class EntropyController(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs to decide as if never interrupted, for JSON."""
-        return {"version": _VERSION, "settings": self._settings(), **self.state.as_dict()}
+        own = {"version": _VERSION, "settings": self._settings(), **self.state.as_dict()}
+        return own | self._replacement()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave.
@@ -456,7 +467,8 @@ class EntropyController(Method):
         try:
             remembers = self.feedback.start() is not None
             found = ControllerState.from_dict(state, remembers, self.feedback.limit)
-            self._target.check(found.initial)
+            target = self._target_of(state)
+            target.check(found.initial)
         except TargetError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -478,16 +490,16 @@ class EntropyController(Method):
             )
         if message:
             warnings.warn(message, EntropyControlWarning, stacklevel=2)
-        self.state = found
+        self.state, self._target, self.schedule = found, target, target.schedule
 
     def _settings(self) -> str:
-        """Return repr without addresses: those of plain functions change from run to run."""
+        """Return all settings as text, with the schedule that the run was given."""
         sections = (
             f"{self.feedback_settings!r}, {self.selection!r}, "
             f"remeasure={self.remeasure}, extra_pass={self.extra_pass}, "
             f"drop_rejected={self.drop_rejected}, guard={self.guard!r}"
         )
-        return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{self!r} with {sections}")
+        return without_addresses(f"{self._described(self._first_schedule)} with {sections}")
 
 
 def _with_guard(decision: Decision, guarded: GuardResult) -> Decision:

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -67,6 +69,8 @@ class Decision:
         stop: why the run is to end; None if it is to continue.
         extra: rollouts that the adapter is to add to this batch.
         warnings: texts that the user is to see.
+        effects: (B,) float64, entropy change that each rollout is predicted to make if it is kept,
+            over all updates of the batch, in the unit of the effect level; None if not predicted.
     """
 
     weights: Tensor
@@ -79,6 +83,7 @@ class Decision:
     learning_rate_factor: float = 1.0
     stop: str | None = None
     warnings: tuple[str, ...] = ()
+    effects: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ class Method:
                 }
                 checked(self, option.name, getattr(self, option.name), **bounds)
         self._target = Target(self.own_target if self.schedule is None else self.schedule)
-        self.schedule = self._target.schedule
+        self.schedule = self._first_schedule = self._target.schedule
 
     @property
     def initial(self) -> float | None:
@@ -215,6 +220,19 @@ class Method:
     def target(self, step: int) -> float | None:
         """Target entropy at an optimizer step, nats per token; None while it is not known."""
         return self._target.at(step, self.initial)
+
+    def replace_schedule(self, schedule: str) -> None:
+        """Follow another schedule from the next batch on; checkpoints keep it.
+
+        Args:
+            schedule: text for `schedules.from_string`, indexed by the run's optimizer steps.
+
+        Raises:
+            ValueError: no schedule, or a target that `prepare` would refuse; nothing was changed.
+        """
+        target = self._target.replaced(schedules.from_string(schedule))
+        target.check(self.initial)
+        self._target, self.schedule = target, target.schedule
 
     def decide(self, batch: RolloutBatch | RolloutStats, step: StepInfo | None = None) -> Decision:
         """Decide on one rollout batch.
@@ -325,7 +343,7 @@ class Method:
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs, JSON-serializable."""
         own = {key: getattr(self, f"_{key}") for key in ("initial", *self.memory)}
-        return {"version": 1, "method": self.name} | own
+        return {"version": 1, "method": self.name} | own | self._replacement()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave.
@@ -349,6 +367,8 @@ class Method:
                 memory = state.get("memory") or {}
                 state = {**state, **memory, "initial": state["goal"]["initial"]}
             after._load(state)
+            after._target = after._target_of(state)
+            after.schedule = after._target.schedule
             after._target.check(after._initial)
         except TargetError:
             raise
@@ -357,6 +377,31 @@ class Method:
                 f"the checkpoint's state does not fit the method {self.name!r} ({error!r})"
             ) from error
         vars(self).update(vars(after))
+
+    def _replacement(self) -> dict[str, Any]:
+        """Part of the state: the schedule that has replaced the first one, and which that was."""
+        if self.schedule is self._first_schedule:
+            return {}
+        first, now = without_addresses(repr(self._first_schedule)), repr(self.schedule)
+        return {"schedule": {"first": first, "now": now}}
+
+    def _target_of(self, state: dict[str, Any]) -> Target:
+        """Return the target that a state asks for, not checked yet.
+
+        A run that was given another first schedule than the one that was replaced follows that.
+        """
+        found, first = state.get("schedule"), without_addresses(repr(self._first_schedule))
+        if found is None:
+            return self._target.replaced(self._first_schedule)
+        if found["first"] == first:
+            return self._target.replaced(schedules.from_string(found["now"]))
+        warnings.warn(
+            f"the checkpoint's run had its schedule {found['first']} replaced by {found['now']}; "
+            f"this one was given {first} and follows that",
+            EntropyControlWarning,
+            stacklevel=3,
+        )
+        return self._target.replaced(self._first_schedule)
 
     def _load(self, state: dict[str, Any]) -> None:
         """Set what `state_dict` wrote; the attribute of the class tells the type of a number."""
@@ -367,6 +412,11 @@ class Method:
                 if not math.isfinite(value):
                     raise ValueError(f"the checkpoint's {key} is {value}; it has to be finite")
             setattr(self, f"_{key}", value)
+
+
+def without_addresses(text: str) -> str:
+    """Return a repr without addresses: those of plain functions change from run to run."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def read_batch(

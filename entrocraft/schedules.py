@@ -35,6 +35,7 @@ __all__ = [
     "join",
     "linear",
     "piecewise",
+    "points",
     "settles",
 ]
 
@@ -228,6 +229,17 @@ def settles(schedule: Schedule) -> int | None:
         last = settles(schedule.schedules[-1])
         return None if last is None else schedule.boundaries[-1] + last
     return schedule.points[-1][0] if isinstance(schedule, _Curve) else None
+
+
+def points(schedule: Schedule) -> list[tuple[int, float]] | None:
+    """Return the (step, level) points of a schedule of straight lines; None of another schedule.
+
+    >>> points(anchor(linear("initial", "0.5*initial", 100), 0.6))
+    [(0, 0.6), (100, 0.3)]
+    """
+    if not isinstance(schedule, _Curve) or schedule.kind in ("cosine", "exponential"):
+        return None
+    return [(step, level.value(schedule.initial)) for step, level in schedule.points]
 
 
 def anchor(schedule: Schedule, initial: float) -> Schedule:

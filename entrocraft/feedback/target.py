@@ -52,6 +52,12 @@ class Target:
         self._steps = steps
         self.check(initial)
 
+    def replaced(self, schedule: schedules.Schedule | str | float | None) -> Target:
+        """Return another schedule under the limits of this run, not checked yet."""
+        other = Target(schedule)
+        other._max_entropy, other._steps = self._max_entropy, self._steps
+        return other
+
     def check(self, initial: float | None) -> None:
         """Check every target of the run, if `initial` is known or the schedule does without.
 

@@ -17,6 +17,8 @@ from typing import Any
 Record = dict[str, Any]
 
 METRICS_FILE = "metrics.jsonl"
+ROLLOUTS_FILE = "rollouts.jsonl"
+SCHEDULE = "schedule"  # text: what a run was told to follow from this step on
 _LOOKED_FOR = (
     f"{METRICS_FILE}, trainer_state.json (there or in checkpoint-*), TensorBoard's "
     "events.out.tfevents.* (there or in runs/*), trackio's *.db or *.parquet"
@@ -32,7 +34,8 @@ _RENAMED = {
 }
 _NUMBERS = ("reward", "seconds", "entropy/", "eval/")  # keys that begin so hold numbers
 _DRAWN = ("entropy", "reward", "eval/")  # beginnings of what is read of a tracker's log
-_OF_POLICY = ("entropy/probe", "eval/")  # measured between steps; the rest is of the last step
+# logged between steps; the rest is of the last step
+_OF_POLICY = ("entropy/probe", "eval/", SCHEDULE)
 
 
 class RunError(ValueError):
@@ -153,16 +156,19 @@ def _logged(logs: Iterable[tuple[int, Mapping[str, Any]]]) -> list[Record]:
         for key, value in metrics.items():
             key = key.removeprefix("train/")
             known = key.startswith(_DRAWN) and isinstance(value, (int, float))
+            step = done if key.startswith(_OF_POLICY) else max(done - 1, 0)
             if known and math.isfinite(value):
-                step = done if key.startswith(_OF_POLICY) else max(done - 1, 0)
                 records.append({"step": step, _RENAMED.get(key, key): float(value)})
+            elif key == SCHEDULE and isinstance(value, str):
+                records.append(Record(step=step, schedule=value))
     return _joined(records)
 
 
 def read_records(path: str | Path, strict: bool = False) -> list[Record]:
     """Read the whole records of a metrics file, in the order of their steps.
 
-    A record holds ``step`` (int) and numbers as floats; null and text are left out, as are a last
+    A record holds ``step`` (int) and numbers as floats; null and other text than a
+    ``schedule`` are left out, as are a last
     line that a kill cut and, unless ``strict``, other lines that are no record. Keys of version 0.1
     get their present names, with one warning per file. A step that is logged again replaces the
     earlier record and voids those that followed it; two records of one step that share no metric
@@ -194,13 +200,30 @@ def read_records(path: str | Path, strict: bool = False) -> list[Record]:
     return _joined(records)
 
 
+def read_rollouts(path: str | Path) -> list[Record]:
+    """Read the whole records of a file of sample rollouts, `rollouts.jsonl`; none if there is none.
+
+    A record has ``step`` and ``rollouts``, mappings as `RolloutSamples` writes them.
+    """
+    path, records = Path(path), []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.split("\n"):
+        try:
+            record = json.loads(line)
+            if type(record["step"]) is int and all(isinstance(r, dict) for r in record["rollouts"]):
+                records.append(record)
+        except (ValueError, TypeError, KeyError):  # cut by a kill
+            continue
+    return records
+
+
 def _joined(parts: list[Record]) -> list[Record]:
     """Return one record per step, in order of the steps; see `read_records`."""
     records: dict[int, Record] = {}
     for part in parts:
         step = part["step"]
         earlier = records.get(step, {})
-        if earlier.keys() & part.keys() - {"step", "seconds"}:
+        if earlier.keys() & part.keys() - {"step", "seconds", SCHEDULE}:
             records = {other: kept for other, kept in records.items() if other < step}
             earlier = {}
         records[step] = earlier | part
@@ -218,6 +241,8 @@ def _parse(line: str) -> dict[str, Any]:
             continue
         if isinstance(value, (int, float)):
             record[_RENAMED.get(key, key)] = float(value)
+        elif key == SCHEDULE and isinstance(value, str):
+            record[key] = value
         elif key.startswith(_NUMBERS):
             raise ValueError(f"{key} must be a number or null")
     return record

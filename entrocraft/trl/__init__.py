@@ -16,6 +16,7 @@ except ImportError as error:
     ) from error
 
 from entrocraft.trl.metrics import MetricsFile
+from entrocraft.trl.steering import Steering
 from entrocraft.trl.trainers import EntropyControlMixin, GRPOTrainer, RLOOTrainer
 
-__all__ = ["EntropyControlMixin", "GRPOTrainer", "MetricsFile", "RLOOTrainer"]
+__all__ = ["EntropyControlMixin", "GRPOTrainer", "MetricsFile", "RLOOTrainer", "Steering"]

@@ -52,7 +52,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         self.path = path
         self.show = show
-        self._held: dict[str, float] = {}  # logged between steps, for the next record
+        self._held: dict[str, Any] = {}  # logged between steps, for the next record
         self._start = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -77,6 +77,8 @@ class MetricsFile(TrainerCallback):
             known = key in _LOGGED or key.startswith(_LOGGED_BELOW)
             if known and isinstance(value, (int, float)) and math.isfinite(value):
                 self._held[key] = float(value)
+            elif key == "schedule" and isinstance(value, str):
+                self._held[key] = value  # that rules from here on; see `Steering`
         if "loss" in (logs or {}):
             self._write(args, state.global_step - 1)
 

@@ -34,7 +34,8 @@ from transformers import (
 
 from entrocraft import EntropyController, EntropyControlWarning
 from entrocraft.methods.entropic import EntroPIC
-from entrocraft.trl import EntropyControlMixin, GRPOTrainer, RLOOTrainer
+from entrocraft.steering import give_command
+from entrocraft.trl import EntropyControlMixin, GRPOTrainer, RLOOTrainer, Steering
 
 
 def _characters() -> PreTrainedTokenizerFast:
@@ -416,6 +417,45 @@ def dropped_ranks(output_dir: Path) -> None:
         (output_dir / f"{name}-{rank}.json").write_text(json.dumps(seen))
 
 
+class _Commands(TrainerCallback):
+    """Gives the commands of a run, {step: (action, schedule)}, beside rank 0's output alone."""
+
+    def __init__(self, directory: Path, commands: dict[int, tuple[str, str | None]]) -> None:
+        self.directory, self.commands = directory, commands
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give the command of this step."""
+        if state.is_world_process_zero and state.global_step in self.commands:
+            give_command(self.directory, *self.commands[state.global_step])
+
+
+def steered_ranks(output_dir: Path) -> None:
+    """Train under commands that rank 1 cannot read by itself, until one stops the run."""
+    control = Recording("constant(2.5)")
+    trainer = make_trainer(
+        entropy_control=control,
+        per_device_train_batch_size=5,
+        steps_per_generation=2,
+        gradient_accumulation_steps=2,
+        output_dir=str(output_dir / "run"),
+        max_steps=6,
+    )
+    rank = trainer.accelerator.process_index
+    directory = output_dir / f"steered{rank}"
+    trainer.add_callback(Steering(trainer, directory))
+    commands = {1: ("run", "constant(2.25)"), 2: ("run", "constant(99)"), 3: ("stop", None)}
+    trainer.add_callback(_Commands(directory, commands))
+    trainer.train()
+    seen = {
+        "targets": [answer.metrics["entropy/target"] for answer in control.answered],
+        "state": control.state_dict(),
+        "step": trainer.state.global_step,
+        "files": sorted(path.name for path in directory.glob("*")),
+        "model": float(sum(p.double().abs().sum() for p in trainer.model.parameters())),
+    }
+    (output_dir / f"steered-{rank}.json").write_text(json.dumps(seen))
+
+
 def main() -> None:
     """Run as a script."""
     torch.set_num_threads(1)
@@ -431,6 +471,7 @@ def main() -> None:
         token_ranks(options.output_dir)
         stopped_ranks(options.output_dir)
         dropped_ranks(options.output_dir)
+        steered_ranks(options.output_dir)
     else:
         train(options.output_dir, options.hold_at, options.resume)
 

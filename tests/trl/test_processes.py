@@ -24,7 +24,7 @@ def seen(tmp_path_factory):
     assert done.returncode == 0, done.stderr[-4000:]
     return {
         kind: [json.loads((path / f"{kind}-{rank}.json").read_text()) for rank in range(2)]
-        for kind in ("grpo", "rloo", "tokens", "stopped", "extra_pass", "drop_rejected")
+        for kind in ("grpo", "rloo", "tokens", "stopped", "extra_pass", "drop_rejected", "steered")
     }
 
 
@@ -105,3 +105,14 @@ def test_a_method_that_weighs_tokens_sees_all_processes(seen):
         error = (mine[0] + theirs[0]) / (mine[1] + theirs[1]) - 2.5
         assert alpha == pytest.approx(max(-1.0, min(1.0, 0.4 * error + 0.3 * summed)), abs=1e-6)
         summed += 0.5 * error
+
+
+@pytest.mark.slow
+def test_processes_obey_the_commands_that_the_first_one_reads(seen):
+    first, second = seen["steered"]
+    assert first["targets"] == second["targets"] == [2.5, 2.25, 2.25, 2.25]
+    assert first["state"] == second["state"]
+    assert first["state"]["schedule"]["now"] == "constant(2.25)"
+    assert first["step"] == second["step"] == 4, "stopped after the batch in which it was told to"
+    assert first["model"] == second["model"]
+    assert (first["files"], second["files"]) == (["steer.json", "steered.json"], [])

@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "one training run whose entropy follows a schedule, from a YAML file and flags",
     "compare": "several methods and seeds side by side, resumable, one report",
     "dynamics": "what moves the entropy of a model: predictions, the theorem, reach by rule",
+    "watch": "a local page that follows runs and steers those that are live",
     "report": "figures and report.html of runs, of any trainer that transformers logs for",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from entrocraft.lab.parsing import flat_keys
-from entrocraft.lab.records import RunError, read
+from entrocraft.lab.records import SCHEDULE, RunError, read
 from entrocraft.methods import METHODS, follows_target
 
 _SEED_SUFFIX = re.compile(r"(?:^|[-_ ./])(?:seed|s)[-_=]?(\d+)$", re.IGNORECASE)
@@ -34,6 +34,7 @@ class Run:
     name: str  # of the configuration, else of the directory
     config: dict[str, Any]  # nested; empty when there is no config.yaml
     frame: pd.DataFrame
+    schedules: dict[int, str] = field(default_factory=dict)  # from which step on, if changed
     group: str = ""  # the name without its seed: tilt-seed3 and tilt_s3 are both tilt
 
     def __post_init__(self) -> None:
@@ -96,18 +97,20 @@ def load_run(path: str | Path) -> Run:
     Raises:
         RunError: there is no complete record yet, or a file that cannot be read; see its message.
     """
-    runs = _runs_in(Path(path))
+    runs = runs_in(Path(path))
     if len(runs) > 1:
         raise RunError(f"{path} holds {len(runs)} runs: {', '.join(run.name for run in runs)}")
     return runs[0]
 
 
-def _runs_in(path: Path) -> list[Run]:
+def runs_in(path: Path) -> list[Run]:
+    """Load every run of a directory, or of a file of trackio's; raises as `load_run` does."""
     config, runs = _read_config(path / "config.yaml"), []
     for own, records in read(path).items():
+        schedules = {r["step"]: r.pop(SCHEDULE) for r in records if SCHEDULE in r}
         frame = pd.DataFrame(records).set_index("step").astype(float)
         name = own or str(config.get("name") or "").strip() or path.resolve().name
-        runs.append(Run(path, name, config, frame.where(np.isfinite(frame))))
+        runs.append(Run(path, name, config, frame.where(np.isfinite(frame)), schedules))
     return runs
 
 
@@ -121,7 +124,7 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
     places = [Path(path).resolve() for path in paths]
     if twice := [place for place in places if places.count(place) > 1]:
         raise RunError(f"{twice[0]} is given twice; give each run once")
-    runs = [run for path in paths for run in _runs_in(Path(path))]
+    runs = [run for path in paths for run in runs_in(Path(path))]
     for members in grouped(runs).values():
         settings = differing_settings(members)
         for i, run in enumerate(members if settings else ()):

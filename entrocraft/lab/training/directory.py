@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from entrocraft.lab.parsing import flat_keys
-from entrocraft.lab.records import read_records
+from entrocraft.lab.records import ROLLOUTS_FILE, read_records
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.storage import write_atomically
 
@@ -29,6 +29,9 @@ _WRITTEN = (
     "report.html",
     "entropy.png",
     "summary.json",
+    "rollouts.jsonl",
+    "steer.json",
+    "steered.json",
 )
 
 
@@ -54,12 +57,13 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
 
 class RunDirectory:
-    """config.yaml, metrics.jsonl, checkpoints/ and the report of one run."""
+    """config.yaml, metrics.jsonl, rollouts.jsonl, checkpoints/ and the report of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
+        self.rollouts = path / ROLLOUTS_FILE
         self.checkpoints = path / "checkpoints"
 
     def locked(self) -> AbstractContextManager[None]:

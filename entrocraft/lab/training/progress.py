@@ -30,7 +30,8 @@ def describe_record(record: dict[str, Any], verbose: bool = False) -> str:
     parts = [text.format(record[key]) for key, text in _SHOWN.items() if key in record]
     if verbose:
         others = record.keys() - _SHOWN.keys() - {"step"}
-        parts += [f"{key} {record[key]:.4g}" for key in sorted(others)]
+        numbers = [key for key in sorted(others) if not isinstance(record[key], str)]
+        parts += [f"{key} {record[key]:.4g}" for key in numbers]
     elif record.get("entropy/saturated"):
         parts.append("saturated")
     return "  ".join(parts)

@@ -22,7 +22,9 @@ from entrocraft.lab.training.directory import RunDirectory
 from entrocraft.lab.training.perfectible import perfectible
 from entrocraft.lab.training.progress import RunProgress, WarmStartProgress
 from entrocraft.lab.training.recorder import Recorder, measurements
+from entrocraft.lab.training.rollouts import RolloutSamples
 from entrocraft.lab.training.trainer import build_trainer, trainer_arguments
+from entrocraft.trl import Steering
 
 
 def train(config: TrainConfig, console: Console | None = None, verbose: bool = False) -> Path:
@@ -35,6 +37,7 @@ def train(config: TrainConfig, console: Console | None = None, verbose: bool = F
     Raises:
         ValueError: a config that cannot run, or a directory that holds a run of another config.
         RuntimeError: another process is writing the directory.
+        KeyboardInterrupt: the run was told to stop through its steer.json.
     """
     console = console or Console()
     progress = RunProgress(config.title, config.steps, console, verbose)
@@ -87,8 +90,11 @@ def _train(
         with PartialState().main_process_first():
             problems = perfectible(config, model, tokenizer, task, problems, chat)
     trainer = build_trainer(config, model, tokenizer, task, problems, chat)
+    steering = Steering(trainer, directory.path)
+    trainer.add_callback(steering)
     checkpoint = None
     if main:
+        trainer.add_callback(RolloutSamples(directory.rollouts, trainer))
         measure = measurements(config, trainer, tokenizer, task, chat)
         Recorder(directory.metrics, trainer, measure, progress)
         directory.claim(config)
@@ -98,5 +104,7 @@ def _train(
     with progress if main else nullcontext():
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < config.steps:
+        if steering.stopped:  # from outside, as by Ctrl-C
+            raise KeyboardInterrupt
         ended = f"training ended at step {trainer.state.global_step} of {config.steps}"
         raise RuntimeError(f"{ended}: the trainer found no more data; look at its messages")
