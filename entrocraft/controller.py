@@ -459,7 +459,7 @@ class EntropyController(Method):
             self._target.check(found.initial)
         except TargetError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             message = f"the checkpoint's state does not fit {self!r} ({error!r})"
             raise ValueError(f"{message}; resume with the rule that wrote it") from error
         written, settings = state.get("settings"), self._settings()

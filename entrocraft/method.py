@@ -12,6 +12,7 @@ from entrocraft import schedules
 from entrocraft.feedback.start import start_warnings
 from entrocraft.feedback.target import Target, TargetError
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo, TokenBatch
+from entrocraft.storage import read_number
 
 __all__ = [
     "Decision",
@@ -352,7 +353,7 @@ class Method:
             after._target.check(after._initial)
         except TargetError:
             raise
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"the checkpoint's state does not fit the method {self.name!r} ({error!r})"
             ) from error
@@ -361,11 +362,10 @@ class Method:
     def _load(self, state: dict[str, Any]) -> None:
         """Set what `state_dict` wrote; the attribute of the class tells the type of a number."""
         for key in ("initial", *self.memory):
-            value, start = state[key], getattr(type(self), f"_{key}")
-            if value is not None or start is not None:
-                value = int(value) if isinstance(start, int) else float(value)
-                if not math.isfinite(value):
-                    raise ValueError(f"the checkpoint's {key} is {value}; it has to be finite")
+            start = getattr(type(self), f"_{key}")
+            value = None
+            if state[key] is not None or start is not None:
+                value = read_number(state, key, int if isinstance(start, int) else float)
             setattr(self, f"_{key}", value)
 
 
