@@ -2,10 +2,12 @@
 
 import copy
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from entrocraft import schedules
@@ -242,6 +244,11 @@ class Method:
         if seen.target is not None:
             metrics["entropy/target"] = seen.target
         advantages = self.advantages(stats, seen)
+        if not bool(torch.isfinite(advantages).all()):
+            raise ValueError(
+                f"the method {self.name!r} makes advantages of the rewards that are not finite; "
+                "scale the rewards to a range such as 0 to 1"
+            )
         trained = (advantages != 0) & (stats.tokens > 0)
         count, kept = int(stats.active.sum()), int((stats.active & trained).sum())
         metrics["entropy/kept_fraction"] = kept / count if count else 0.0
@@ -406,7 +413,8 @@ def checked(
         ValueError: it is not finite, outside [low, high], or not above `above`.
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and low <= value <= high and value > above:
+    finite = is_number and abs(value) <= sys.float_info.max  # also of a huge integer
+    if finite and low <= value <= high and value > above:
         return value
     bounds = {"at least": low, "above": above, "at most": high}
     limits = [f"{side} {bound:g}" for side, bound in bounds.items() if math.isfinite(bound)]

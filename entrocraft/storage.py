@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 __all__ = ["read_checkpoint", "read_number", "write_atomically", "write_checkpoint"]
 
 _CHECKPOINT = "entrocraft.json"
-_LARGEST = 1e150  # of a number in a state: its square is finite
+_LARGEST = sys.float_info.max
 
 
 def write_atomically(path: Path, text: str) -> None:

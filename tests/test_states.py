@@ -12,8 +12,8 @@ from entrocraft.methods import METHODS, get_method
 from tests.batches import RULES, controller, make_batch
 
 HUGE = 10**400
-NO_NUMBERS = [True, "x", "3", "nan", math.nan, math.inf, -math.inf, HUGE, -HUGE, 1e308, b"x"]
-VALUES = [None, *NO_NUMBERS, -1, -1.5, 2.7, 10**18, [], {}, [1.0], {"a": 1}]
+NO_NUMBERS = [True, "x", "3", "nan", math.nan, math.inf, -math.inf, HUGE, -HUGE, b"x"]
+VALUES = [None, *NO_NUMBERS, 1e308, -1, -1.5, 2.7, 10**18, [], {}, [1.0], {"a": 1}]
 OTHERS = [name for name in METHODS if get_method(name).memory]
 
 

@@ -37,7 +37,7 @@ _UNEXPLAINED = 1.0  # what the effects miss, in units of the root of their sum o
 _ERROR_MEMORY = 0.9  # per batch, of the squared standard errors of measured entropies
 _LARGEST_SURPRISE = 4.0  # standard deviations; a larger residual is cut to this
 _CHANGE_ERROR = 0.1  # of a measured change: error beyond its standard error
-_LEAST = 1e-300  # above 0
+_LEAST, _MOST = 1e-300, 1e150  # of numbers in a state: above 0, and with a finite square
 _LOST_ENTROPY_ERROR = 0.1  # of the first entropy: standard error after numbers have overflowed
 
 
@@ -262,7 +262,7 @@ class EntropyFilter:
             ValueError, KeyError: a number that is missing or out of range, or a wrong shape.
         """
         first, first_gain, steps, variance = (
-            None if state[name] is None else read_number(state, name, low=_LEAST)
+            None if state[name] is None else read_number(state, name, low=_LEAST, high=_MOST)
             for name in ("first", "first_gain", "steps", "variance")
         )
         mean = finite(state["mean"], (_STATES,))

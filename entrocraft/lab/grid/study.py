@@ -13,6 +13,7 @@ from typing import Any, Literal
 from entrocraft.lab.grid.cells import Cell
 from entrocraft.lab.parsing import config_from_mapping, merge
 from entrocraft.lab.training.config import TrainConfig
+from entrocraft.typed import check_types
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Part:
     reference: str = ""
     better_of: dict[str, list[str]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_types(self, f"parts.{self.name}.")
+
 
 @dataclass
 class TuningConfig:
@@ -54,6 +58,9 @@ class TuningConfig:
 
     seed: int = 1000
     by: Literal["tracking_error", "final_reward"] = "tracking_error"
+
+    def __post_init__(self) -> None:
+        check_types(self, "tuning.")
 
 
 @dataclass
@@ -98,6 +105,7 @@ class Study:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         self.output = Path(self.output)
         self.results_file = Path(self.results or self.output / "results.json")
         if not self.methods or not self.seeds:

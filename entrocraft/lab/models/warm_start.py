@@ -27,6 +27,7 @@ from entrocraft.lab.evaluation import evaluate
 from entrocraft.lab.models.reasoner import ReasonerConfig, build_reasoner, build_tokenizer
 from entrocraft.lab.tasks import Problem, Task, get_task
 from entrocraft.lab.tasks.store import default_cache_dir, stored_problems
+from entrocraft.typed import check_types
 
 # Part of the cache key: raise it when the same configuration no longer gives the same model.
 FORMAT_VERSION = 1
@@ -66,6 +67,7 @@ class WarmStartConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self, "warm_start.")
         for name in ("problems", "steps", "batch_size", "max_new_tokens", "probe_problems"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; use at least 1")

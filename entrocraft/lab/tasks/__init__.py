@@ -10,6 +10,7 @@ from entrocraft.lab.tasks.chain_sum import ChainSumTask
 from entrocraft.lab.tasks.countdown import CountdownTask
 from entrocraft.lab.tasks.maze import MazeTask
 from entrocraft.lab.tasks.permutation_words import PermutationWordsTask
+from entrocraft.typed import check_types
 
 TASKS: dict[str, type[Task]] = {
     task.name: task for task in (CountdownTask, ChainSumTask, PermutationWordsTask, MazeTask)
@@ -44,6 +45,8 @@ def get_task(name: str, **options: Any) -> Task:
             f"unknown option {unknown[0]!r} of task {name!r}; its options are {', '.join(known)}"
         )
     try:
-        return TASKS[name](**options)
+        task = TASKS[name](**options)
     except TypeError as error:
         raise ValueError(f"the options {options} of task {name!r} do not fit: {error}") from error
+    check_types(task, "task.options.")
+    return task
