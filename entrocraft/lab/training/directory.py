@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from entrocraft.lab.parsing import flat_keys
+from entrocraft.lab.parsing import flat_keys, read_yaml
 from entrocraft.lab.records import read_records
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.storage import write_atomically
@@ -85,11 +85,10 @@ class RunDirectory:
 
     def _read_config(self, remedy: str) -> dict[str, Any]:
         try:
-            keys = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            if not isinstance(keys, dict):
-                raise yaml.YAMLError("it has no keys")
+            if not (keys := read_yaml(self.config)):
+                raise ValueError("it has no keys")
             return keys
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             problem = f"settings cannot be read ({' '.join(str(error).split())[:200]}); {remedy}"
             raise ValueError(f"{self.path} holds a run whose {problem}") from error
 
