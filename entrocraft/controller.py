@@ -35,6 +35,7 @@ from entrocraft.selection import (
 )
 from entrocraft.selection.sampling import systematic_draw
 from entrocraft.state import ControllerState, LastBatch
+from entrocraft.typed import check_type
 
 __all__ = ["ControllerState", "EntropyController", "PressureAndScale"]
 
@@ -114,6 +115,18 @@ class EntropyController(Method):
         seed: int = 0,
     ) -> None:
         super().__init__(schedule)
+        for name, value, kind in (
+            ("rule", rule, str | None),
+            ("effect", effect, str | None),
+            ("feedback", feedback, FeedbackSettings | None),
+            ("selection", selection, SelectionSettings | None),
+            ("remeasure", remeasure, float | None),
+            ("extra_pass", extra_pass, bool),
+            ("drop_rejected", drop_rejected, bool),
+            ("guard", guard, Guard | None),
+            ("seed", seed, int),
+        ):
+            check_type(name, value, kind)
         if schedule is None and rule is not None:
             raise ValueError(
                 "a rule needs a schedule, e.g. schedule='linear(initial, 0.3, 300)'; rule=None "
@@ -133,7 +146,7 @@ class EntropyController(Method):
         self.feedback = self.feedback_settings.build(deadband)
         if remeasure is None:
             remeasure = float(self.rule is not None and not deadband)
-        if not (isinstance(remeasure, (int, float)) and 0 <= remeasure <= 1):
+        if not 0 <= remeasure <= 1:
             raise ValueError(f"remeasure is a share of the prompts, 0 to 1, got {remeasure}")
         self.remeasure = float(remeasure)
         self.guard = guard
@@ -141,9 +154,6 @@ class EntropyController(Method):
         self.sets_learning_rate = self.feedback_settings.learning_rate or pauses
         # the paper's rules compare the batch's own entropy with their band
         self.decides_in_parts = not (extra_pass or drop_rejected or deadband)
-        for name, value in (("extra_pass", extra_pass), ("drop_rejected", drop_rejected)):
-            if not isinstance(value, bool):
-                raise ValueError(f"{name} must be true or false, got {value!r}")
         self.extra_pass, self.drop_rejected = extra_pass, drop_rejected
         self._remedies = Remedies(
             tilt=deadband,
@@ -471,7 +481,7 @@ class EntropyController(Method):
             target.check(found.initial)
         except TargetError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             message = f"the checkpoint's state does not fit {self!r} ({error!r})"
             raise ValueError(f"{message}; resume with the rule that wrote it") from error
         written, settings = state.get("settings"), self._settings()

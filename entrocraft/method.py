@@ -3,17 +3,20 @@
 import copy
 import math
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from entrocraft import schedules
 from entrocraft.feedback.start import start_warnings
 from entrocraft.feedback.target import Target, TargetError
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo, TokenBatch
+from entrocraft.storage import read_number
 
 __all__ = [
     "Decision",
@@ -259,6 +262,11 @@ class Method:
         if seen.target is not None:
             metrics["entropy/target"] = seen.target
         advantages = self.advantages(stats, seen)
+        if not bool(torch.isfinite(advantages).all()):
+            raise ValueError(
+                f"the method {self.name!r} makes advantages of the rewards that are not finite; "
+                "scale the rewards to a range such as 0 to 1"
+            )
         trained = (advantages != 0) & (stats.tokens > 0)
         count, kept = int(stats.active.sum()), int((stats.active & trained).sum())
         metrics["entropy/kept_fraction"] = kept / count if count else 0.0
@@ -372,7 +380,7 @@ class Method:
             after._target.check(after._initial)
         except TargetError:
             raise
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"the checkpoint's state does not fit the method {self.name!r} ({error!r})"
             ) from error
@@ -406,11 +414,10 @@ class Method:
     def _load(self, state: dict[str, Any]) -> None:
         """Set what `state_dict` wrote; the attribute of the class tells the type of a number."""
         for key in ("initial", *self.memory):
-            value, start = state[key], getattr(type(self), f"_{key}")
-            if value is not None or start is not None:
-                value = int(value) if isinstance(start, int) else float(value)
-                if not math.isfinite(value):
-                    raise ValueError(f"the checkpoint's {key} is {value}; it has to be finite")
+            start = getattr(type(self), f"_{key}")
+            value = None
+            if state[key] is not None or start is not None:
+                value = read_number(state, key, int if isinstance(start, int) else float)
             setattr(self, f"_{key}", value)
 
 
@@ -456,7 +463,8 @@ def checked(
         ValueError: it is not finite, outside [low, high], or not above `above`.
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and low <= value <= high and value > above:
+    finite = is_number and abs(value) <= sys.float_info.max  # also of a huge integer
+    if finite and low <= value <= high and value > above:
         return value
     bounds = {"at least": low, "above": above, "at most": high}
     limits = [f"{side} {bound:g}" for side, bound in bounds.items() if math.isfinite(bound)]

@@ -9,6 +9,7 @@ from entrocraft.controller import EntropyController
 from entrocraft.feedback import FeedbackSettings, Guard
 from entrocraft.method import Method
 from entrocraft.selection import RULES, SelectionSettings
+from entrocraft.typed import check_types
 
 __all__ = ["ControlSettings", "settings_from_mapping"]
 
@@ -47,6 +48,9 @@ class ControlSettings:
     drop_rejected: bool = False
     guard: Guard | None = None
 
+    def __post_init__(self) -> None:
+        check_types(self, "control.")
+
     def build(self, seed: int) -> Method:
         """Make the method; with rule null it observes and rejects nothing.
 
@@ -81,10 +85,6 @@ class ControlSettings:
                     f"control.{name} is {getattr(self, name)!r}; the method {self.rule!r} does not "
                     "have it, its own options go into control.options"
                 )
-        if not isinstance(self.options, dict):
-            raise ValueError(
-                f"control.options is {self.options!r}; it has keys, e.g. {{ratio: 0.001}}"
-            )
         known = methods.options_of(self.rule)
         if unknown := [key for key in self.options if key not in known]:
             raise ValueError(

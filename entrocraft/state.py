@@ -9,8 +9,12 @@ from entrocraft.effects import BatchMeans
 from entrocraft.feedback.filter import EntropyFilter, finite
 from entrocraft.feedback.saturation import SaturationMonitor
 from entrocraft.selection.response import SHAPE, ResponseCurve
+from entrocraft.storage import read_number
 
 __all__ = ["ControllerState", "LastBatch"]
+
+_LEAST = 1e-300  # above 0
+_LEAST_ENTROPY = -0.01  # a mean may be a rounding error below 0
 
 
 @dataclass(frozen=True)
@@ -87,36 +91,36 @@ class ControllerState:
         """
         if state["version"] == 2:
             state = _of_version_2(state)
-        initial = None if state["initial"] is None else float(finite(state["initial"], ()))
-        scale = float(finite(state["scale"], ()))
-        factor = float(finite(state.get("learning_rate_factor", 1.0), ()))
-        if not (scale >= 0 and 0 < factor <= 1):
-            raise ValueError(
-                f"scale {scale} must be at least 0, learning_rate_factor {factor} in (0, 1]"
-            )
-        decisions, monitor, last = int(state["decisions"]), state["monitor"], state.get("last")
-        in_a_row, warned = int(monitor["saturated_in_a_row"]), monitor["warned"]
-        gap = float(finite(monitor["gap"], ()))
-        beyond = int(state.get("beyond", 0))
-        if decisions < 0 or beyond < 0 or not isinstance(warned, (list, tuple)):
-            raise ValueError(f"invalid {decisions=}, {beyond=}, {warned=}")
+        monitor, last = state["monitor"], state.get("last")
+        initial = None
+        if state["initial"] is not None:
+            initial = read_number(state, "initial", low=_LEAST_ENTROPY)
+        later = {"learning_rate_factor": 1.0, "beyond": 0, **state}  # keys that 0.1.0 did not have
+        if not isinstance(monitor["warned"], (list, tuple)):
+            raise ValueError(f"warned is {monitor['warned']!r}"[:80] + ", not a list")
         if last is not None:
-            size, made_for = float(finite(last["size"], ())), float(finite(last["limit"], ()))
-            curve = ResponseCurve(finite(last["sums"], SHAPE), size, made_for)
-            numbers = {name: float(finite(value, ())) for name, value in last["means"].items()}
-            means = BatchMeans(**numbers)
-            if not (size >= 0 and means.tokens > 0 and means.weight > 0):
-                raise ValueError(f"size {size}, or tokens or weight of {means}, too small")
-            last = LastBatch(float(finite(last["measured"], ())), curve, means)
+            curve = ResponseCurve(
+                finite(last["sums"], SHAPE),
+                read_number(last, "size", low=0),
+                read_number(last, "limit", low=0),
+            )
+            means, least = last["means"], {"tokens": 1.0, "weight": _LEAST}
+            numbers = {name: read_number(means, name, low=least.get(name, -1e9)) for name in means}
+            measured = read_number(last, "measured", low=_LEAST_ENTROPY)
+            last = LastBatch(measured, curve, BatchMeans(**numbers))
             last = last if curve.limit == limit else None
         return cls(
-            decisions,
+            read_number(state, "decisions", int, low=0),
             initial,
-            scale,
+            read_number(state, "scale", low=0),
             EntropyFilter.from_state_dict(state["feedback"]) if remembers else None,
-            SaturationMonitor(in_a_row, gap, tuple(map(str, warned))),
-            factor,
-            beyond,
+            SaturationMonitor(
+                read_number(monitor, "saturated_in_a_row", int),
+                read_number(monitor, "gap"),
+                tuple(map(str, monitor["warned"])),
+            ),
+            read_number(later, "learning_rate_factor", low=_LEAST, high=1),
+            read_number(later, "beyond", int, low=0),
             last,
         )
 

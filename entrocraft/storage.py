@@ -1,13 +1,17 @@
 """Storage: files that are written whole or not at all, and the state that checkpoints carry."""
 
+from __future__ import annotations
+
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_checkpoint", "write_atomically", "write_checkpoint"]
+__all__ = ["read_checkpoint", "read_number", "write_atomically", "write_checkpoint"]
 
 _CHECKPOINT = "entrocraft.json"
+_LARGEST = sys.float_info.max
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -43,9 +47,30 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], float] | None:
         state = json.loads(file.read_text())
         # entrocraft 0.1.0 spelled it otherwise
         name = "optimizer_steps" if "optimizer_steps" in state else "optimiser_steps"
-        return dict(state["method"]), float(state[name])
+        return dict(state["method"]), read_number(state, name, low=0)
     except (ValueError, TypeError, KeyError):
         raise ValueError(
             f"{file} is not the state of an entropy method; restore the file, or delete it to go "
             "on without state"
         ) from None
+
+
+def read_number(
+    state: dict[str, Any],
+    name: str,
+    kind: type = float,
+    low: float = -_LARGEST,
+    high: float = _LARGEST,
+) -> Any:
+    """Number of this kind, float or int, that a state has under a name.
+
+    Raises:
+        ValueError, KeyError: none there, of another type (bool or text, say), or out of range.
+    """
+    value = state[name]
+    numeric = isinstance(value, int if kind is int else (int, float))
+    if numeric and not isinstance(value, bool) and low <= value <= high:
+        return kind(value)
+    wanted = "a whole number" if kind is int else "a number"
+    found = f"{name} is {value!r}"[:80]
+    raise ValueError(f"{found}; it has to be {wanted} from {low:g} to {high:g}")

@@ -164,7 +164,7 @@ def test_an_update_returns_its_warnings_and_gives_none():
         ({"schedule": True}, "schedule True is no callable, text or number"),
         ({"schedule": None}, "a rule needs a schedule, e.g. schedule='linear(initial, 0.3, 300)'"),
         ({"rule": "tild"}, "unknown rule 'tild'; choose one of tilt, sign, switch or None"),
-        ({"rule": 42}, "unknown rule 42; choose one of tilt, sign, switch or None"),
+        ({"rule": 42}, "rule is 42; it has to be text"),
         ({"effect": "guess"}, "unknown effect level 'guess'; choose one of sign, sampled, logit"),
         ({"effect": "gradient"}, "unknown effect level 'gradient'; choose one of sign, sampled"),
         (
@@ -176,7 +176,7 @@ def test_an_update_returns_its_warnings_and_gives_none():
         ({"rule": "sign", "band": -1}, "half-width of at least 0 nats, got -1"),
         ({"remeasure": 1.5}, "remeasure is a share of the prompts, 0 to 1, got 1.5"),
         ({"remeasure": -0.1}, "remeasure is a share of the prompts, 0 to 1, got -0.1"),
-        ({"remeasure": math.nan}, "remeasure is a share of the prompts, 0 to 1, got nan"),
+        ({"remeasure": math.nan}, "remeasure is nan; it has to be a finite number"),
     ],
 )
 def test_bad_settings(settings, message):
@@ -242,9 +242,9 @@ BAD_BATCHES = [
     ({"rule": "switch"}, {"rewards": None}, "put RolloutBatch.rewards (B,) into the batch"),
     ({"constant_reward_groups": True}, {"rewards": None}, "constant_reward_groups trains on raw"),
     ({"constant_reward_groups": True}, {"group": None}, "constant_reward_groups trains on raw"),
-    ({}, {"optimizer_steps": 0}, "optimizer_steps must be above 0 and finite, got 0"),
+    ({}, {"optimizer_steps": 0}, "optimizer_steps must be above 0 and at most 100000, got 0"),
     ({}, {"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
-    ({}, {"step": math.nan, "seed": 0}, "step must be at least 0 optimizer steps, got nan"),
+    ({}, {"step": math.nan, "seed": 0}, "step is nan; it has to be a whole number"),
     ({"schedule": lambda step: -1.0}, {}, "asks for -1.0 nats per token"),
     ({"schedule": lambda step: 0.5 if step < 4 else math.nan}, {}, "asks for nan nats per token"),
 ]
@@ -281,7 +281,9 @@ def test_stats_need_their_place_in_the_run():
     stats, steered = make_batch().stats(), controller()
     with pytest.raises(ValueError, match=re.escape("give step=StepInfo(...)")):
         steered.decide(stats)
-    with pytest.raises(ValueError, match="optimizer_steps must be above 0 and finite, got 0"):
+    with pytest.raises(
+        ValueError, match="optimizer_steps must be above 0 and at most 100000, got 0"
+    ):
         steered.decide(stats, StepInfo(0, 0))
     assert steered.state_dict() == controller().state_dict()
 

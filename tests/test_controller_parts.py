@@ -364,5 +364,5 @@ def test_decisions_carry_the_factor_and_log_it(in_parts):
 
 @pytest.mark.parametrize("value", [1, 0.5, "true", None])
 def test_the_option_is_true_or_false(value):
-    with pytest.raises(ValueError, match="learning_rate must be true or false"):
+    with pytest.raises(ValueError, match="it has to be true or false"):
         controller(learning_rate=value)

@@ -245,8 +245,10 @@ def test_numbers_named_in_memory_survive_a_resume_with_their_type():
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
     assert (two._count, two._last) == (3, 0.5)
     assert isinstance(two._count, int)
-    with pytest.raises(ValueError, match="the checkpoint's last is nan; it has to be finite"):
+    with pytest.raises(ValueError, match="last is nan; it has to be a number"):
         two.load_state_dict(one.state_dict() | {"count": 9, "last": math.nan})
+    with pytest.raises(ValueError, match=r"count is 2\.7; it has to be a whole number"):
+        two.load_state_dict(one.state_dict() | {"count": 2.7})
     assert two._count == 3
 
 

@@ -60,7 +60,9 @@ def test_a_baseline_by_its_name(name):
 
 def test_options_are_a_baselines_own():
     assert ControlSettings(rule="qae", options={"quantile": 0.7}).build(0).quantile == 0.7
-    for wrong in ("schedule", "name", 3):
+    with pytest.raises(ValueError, match="a mapping from names"):
+        ControlSettings(rule="qae", options={3: 0.1})
+    for wrong in ("schedule", "name"):
         with pytest.raises(ValueError, match=f"the method 'qae' has no option {wrong!r}; it has"):
             ControlSettings(rule="qae", options={wrong: 0.1}).build(0)
     with pytest.raises(ValueError, match="the method 'qae' has no option 'ratio'; it has quantile"):
@@ -142,13 +144,13 @@ def test_a_schedule_has_no_silent_default_in_keys():
         ({"feedback": 4}, "feedback is 4; it has keys: horizon, limit, band"),
         ({"feedback": None}, "feedback is None; it has keys: horizon, limit, band"),
         ({"selection": ["floor"]}, "selection is ['floor']; it has keys: floor, "),
-        ({"feedback": {"horizon": 0}}, "horizon must be at least 1 optimizer step, got 0"),
-        ({"feedback": {"horizon": "4"}}, "horizon must be at least 1 optimizer step, got 4"),
-        ({"feedback": {"limit": "8"}}, "feedback: "),
+        ({"feedback": {"horizon": 0}}, "horizon is 0; use 1 to 100000 optimizer steps"),
+        ({"feedback": {"horizon": "4"}}, "feedback.horizon is '4'; it has to be a whole"),
+        ({"feedback": {"limit": "8"}}, "feedback.limit is '8'"),
         ({"feedback": {"band": "0.1"}}, "band must be a half-width or a (low, high) pair"),
-        ({"selection": {"floor": "0.1"}}, "selection: "),
+        ({"selection": {"floor": "0.1"}}, "selection.floor is '0.1'"),
         ({"selection": {"draw": False}}, "selection has no key 'draw'"),
-        ({"selection": {"constant_reward_groups": "no"}}, "must be true or false, got 'no'"),
+        ({"selection": {"constant_reward_groups": "no"}}, "is 'no'; it has to be true or false"),
         ({"feedback": {"horizon": 4.5}}, "horizon"),
         ({"feedback": {"horizon": math.nan}}, "horizon"),
         ({"selection": {"effective_batch": 128}}, "selection has no key 'effective_batch'"),

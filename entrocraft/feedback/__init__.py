@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from entrocraft.feedback.deadband import Deadband
@@ -10,6 +9,8 @@ from entrocraft.feedback.guard import Guard
 from entrocraft.feedback.planner import Planner
 from entrocraft.feedback.situation import Pressure, Situation
 from entrocraft.feedback.target import Target, TargetError
+from entrocraft.rollouts.step import MOST_STEPS
+from entrocraft.typed import check_types
 
 __all__ = [
     "Deadband",
@@ -49,13 +50,12 @@ class FeedbackSettings:
     learning_rate: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.horizon, int) or self.horizon < 1:
-            raise ValueError(f"horizon must be at least 1 optimizer step, got {self.horizon}")
-        if not (math.isfinite(self.limit) and self.limit >= 1e-9):
-            raise ValueError(f"limit must be finite and at least 1e-09, got {self.limit}")
         Deadband(self.band)
-        if not isinstance(self.learning_rate, bool):
-            raise ValueError(f"learning_rate must be true or false, got {self.learning_rate!r}")
+        check_types(self, "feedback.")
+        if not 1 <= self.horizon <= MOST_STEPS:
+            raise ValueError(f"horizon is {self.horizon}; use 1 to {MOST_STEPS} optimizer steps")
+        if not 1e-9 <= self.limit <= 1e9:
+            raise ValueError(f"limit is {self.limit}; use a number from 1e-09 to 1e+09")
 
     def build(self, deadband: bool) -> Planner | Deadband:
         """Make the loop: a `Deadband` for the band rules, else the `Planner`."""

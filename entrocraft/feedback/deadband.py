@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 from entrocraft.feedback.situation import Pressure, Situation
 
@@ -25,7 +26,7 @@ class Deadband:
 
     def __init__(self, band: float | tuple[float, float] | list[float]) -> None:
         if isinstance(band, (int, float)) and not isinstance(band, bool):
-            if not (math.isfinite(band) and band >= 0):
+            if not 0 <= band <= sys.float_info.max:
                 raise ValueError(f"band must be a half-width of at least 0 nats, got {band}")
             band = (-band, band)
         if not isinstance(band, (tuple, list)) or len(band) != 2:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from entrocraft.rollouts.step import StepInfo
+from entrocraft.storage import read_number
 
 __all__ = ["EntropyFilter", "arrival"]
 
@@ -36,6 +37,7 @@ _UNEXPLAINED = 1.0  # what the effects miss, in units of the root of their sum o
 _ERROR_MEMORY = 0.9  # per batch, of the squared standard errors of measured entropies
 _LARGEST_SURPRISE = 4.0  # standard deviations; a larger residual is cut to this
 _CHANGE_ERROR = 0.1  # of a measured change: error beyond its standard error
+_LEAST, _MOST = 1e-300, 1e150  # of numbers in a state: above 0, and with a finite square
 _LOST_ENTROPY_ERROR = 0.1  # of the first entropy: standard error after numbers have overflowed
 
 
@@ -257,15 +259,12 @@ class EntropyFilter:
         """Make a filter from what `state_dict` gave.
 
         Raises:
-            ValueError, KeyError: a number that is missing, not finite, or in the wrong shape.
+            ValueError, KeyError: a number that is missing or out of range, or a wrong shape.
         """
         first, first_gain, steps, variance = (
-            None if state[name] is None else float(finite(state[name], ()))
+            None if state[name] is None else read_number(state, name, low=_LEAST, high=_MOST)
             for name in ("first", "first_gain", "steps", "variance")
         )
-        for name, value in (("first_gain", first_gain), ("variance", variance)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}, and must be above 0")
         mean = finite(state["mean"], (_STATES,))
         covariance = finite(state["covariance"], (_STATES, _STATES))
         return cls(first, first_gain, mean, covariance, steps, variance)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from entrocraft import schedules
+from entrocraft.typed import check_types
 
 __all__ = ["Guard", "GuardResult"]
 
@@ -51,14 +52,13 @@ class Guard:
     batches: int = 3
 
     def __post_init__(self) -> None:
+        check_types(self, "guard.")
         for bound in (self.low, self.high):
             if bound is not None:
                 schedules.constant(bound)
         if self.low is None and self.high is None:
             raise ValueError("a guard needs a bound: low, high or both")
-        if self.action not in ("stop", "pause"):
-            raise ValueError(f"guard.action must be 'stop' or 'pause', got {self.action!r}")
-        if not isinstance(self.batches, int) or self.batches < 1:
+        if self.batches < 1:
             raise ValueError(f"guard.batches must be at least 1, got {self.batches!r}")
         low, high = self.low, self.high
         if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low > high:

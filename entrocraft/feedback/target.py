@@ -9,6 +9,8 @@ from entrocraft import schedules
 
 __all__ = ["Target", "TargetError"]
 
+_MOST_CHECKED = 10_000  # steps of a run; of a longer one every n-th
+
 
 class TargetError(ValueError):
     """A schedule that asks for an entropy that no policy can have, or has no answer."""
@@ -59,12 +61,13 @@ class Target:
         return other
 
     def check(self, initial: float | None) -> None:
-        """Check every target of the run, if `initial` is known or the schedule does without.
+        """Check the targets of the run, if `initial` is known or the schedule does without.
 
         Raises:
             TargetError: see `at`.
         """
-        for step in range((self._steps or 0) + 1):
+        end = self._steps or 0
+        for step in (*range(0, end, max(1, end // _MOST_CHECKED)), end):
             self.at(step, initial)
 
     def at(self, step: int, initial: float | None) -> float | None:

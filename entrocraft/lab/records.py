@@ -6,8 +6,8 @@ The one reader of our own runs and of any other that transformers' Trainer has l
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -157,7 +157,7 @@ def _logged(logs: Iterable[tuple[int, Mapping[str, Any]]]) -> list[Record]:
             key = key.removeprefix("train/")
             known = key.startswith(_DRAWN) and isinstance(value, (int, float))
             step = done if key.startswith(_OF_POLICY) else max(done - 1, 0)
-            if known and math.isfinite(value):
+            if known and abs(value) <= sys.float_info.max:  # no NaN, and no integer beyond
                 records.append({"step": step, _RENAMED.get(key, key): float(value)})
             elif key == SCHEDULE and isinstance(value, str):
                 records.append(Record(step=step, schedule=value))

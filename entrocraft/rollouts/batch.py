@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ _ONE_REWARD = 1e-6
 _ROUNDING, _MAGNIFIED = 4e-6, 5e-3
 _SIGN_ERROR = 1e-3  # nats: a sum of the wrong sign up to this is rounding
 _PER_ROLLOUT = ("advantages", "rewards", "group", "token_weight")
+_TENSORS = (*_PER_ROLLOUT, "mask", "logprobs", "entropies", "sensitivity")
+_LARGEST = torch.finfo(torch.float32).max  # squares of larger numbers are beyond 64 bits
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,20 @@ class RolloutStats:
     advantage_tokens: Tensor | None = None
     advantage_logprob: Tensor | None = None
     constant: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check every number.
+
+        Raises:
+            ValueError: one that is not finite or beyond 32 bits, or a negative token weight; the
+                message names the field, the rollout and the value.
+        """
+        for name, values in vars(self).items():
+            if torch.is_tensor(values) and values.is_floating_point():
+                wrong = ~(values.abs() <= _LARGEST)
+                _refuse(name, values, wrong & ~values.isnan() if name == "rewards" else wrong)
+        if self.token_weight is not None:
+            _refuse("token_weight", self.token_weight, self.token_weight < 0, "at least 0")
 
     def __len__(self) -> int:
         return len(self.advantages)
@@ -181,8 +198,14 @@ class RolloutBatch:
             ValueError: a wrong shape, or a value that is not finite where it counts; the message
                 names the field, the place, the value and the remedy.
         """
+        found: dict[str, Any] = {name: _tensor(name, getattr(self, name)) for name in _TENSORS}
+        return replace(self, **found)._sums()
+
+    def _sums(self) -> RolloutStats:
         self._check_shapes()
-        mask = self.mask.detach().cpu().bool()
+        mask = self.mask.detach().cpu().double()
+        _refuse("mask", mask, (mask != 0) & (mask != 1), "0 or 1")
+        mask = mask.bool()
         logprob = _masked_sum("logprobs", self.logprobs, mask)
         remedy = "a log-probability is never positive: pass log p, neither -log p nor p"
         _refuse_sums("logprobs", logprob, logprob > _SIGN_ERROR, remedy)
@@ -195,14 +218,14 @@ class RolloutBatch:
         if sensitivity is not None:
             sensitivity = _masked_sum("sensitivity", sensitivity, mask)
         return RolloutStats(
-            advantages=_finite_rows("advantages", self.advantages),
+            advantages=self.advantages.detach().cpu().double(),
             tokens=mask.sum(-1).double(),
             logprob=logprob,
             entropy=entropy,
             sensitivity=sensitivity,
             rewards=None if self.rewards is None else self.rewards.detach().cpu().double(),
             group=None if self.group is None else self.group.detach().cpu().long(),
-            token_weight=None if weight is None else _finite_rows("token_weight", weight),
+            token_weight=None if weight is None else weight.detach().cpu().double(),
         ).without_rounding_noise()
 
     def _check_shapes(self) -> None:
@@ -218,25 +241,45 @@ class RolloutBatch:
                 raise ValueError(f"{name} has shape {found}, expected {wanted} ({kind} as in mask)")
 
 
+_REMEDIES = {
+    "mask": "1 or true on response tokens, 0 or false elsewhere",
+    "advantages": "give a rollout that cannot be scored an advantage of 0",
+    "rewards": "give a rollout that cannot be scored a reward of NaN",
+    "token_weight": "give None if all tokens weigh the same",
+}
+_UNSCORED = "mask response tokens that the engine could not score, or recompute them"
+
+
+def _tensor(name: str, values: Any) -> Tensor | None:
+    """Lists and arrays as tensors."""
+    if values is None and name not in ("advantages", "mask", "logprobs"):
+        return None
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"{name} is no tensor of numbers ({error}); got {values!r}"[:300]
+        ) from None
+    if found.is_complex():
+        raise ValueError(f"{name} is complex ({found.dtype}); give real numbers")
+    return found
+
+
 def _masked_sum(name: str, values: Tensor, mask: Tensor) -> Tensor:
     tokens = values.detach().cpu().double()
     tokens = torch.where(mask, tokens, torch.zeros_like(tokens))
-    remedy = "mask response tokens that the engine could not score, or recompute them"
-    return _finite(name, tokens, " inside the mask", remedy).sum(-1)
+    _refuse(name, tokens, ~(tokens.abs() <= _LARGEST), where=" inside the mask")
+    return tokens.sum(-1)
 
 
-def _finite_rows(name: str, values: Tensor) -> Tensor:
-    rows = values.detach().cpu().double()
-    return _finite(name, rows, "", "give a rollout that cannot be scored an advantage of 0")
-
-
-def _finite(name: str, values: Tensor, where: str, remedy: str) -> Tensor:
-    bad = (~torch.isfinite(values)).nonzero()
-    if len(bad):
-        place = bad[0].tolist()
+def _refuse(
+    name: str, values: Tensor, wrong: Tensor, must: str = "finite in 32 bits", where: str = ""
+) -> None:
+    if bool(wrong.any()):
+        place = wrong.nonzero()[0].tolist()
         found = f"{name}{place} is {float(values[tuple(place)])}{where}"
-        raise ValueError(f"{found}; {name} must be finite: {remedy}")
-    return values
+        remedy = _REMEDIES.get(name, _UNSCORED)
+        raise ValueError(f"{found}; {name} must be {must}: {remedy}")
 
 
 def _refuse_sums(name: str, sums: Tensor, wrong: Tensor, remedy: str) -> None:

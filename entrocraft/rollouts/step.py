@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-__all__ = ["StepInfo"]
+from entrocraft.typed import check_types
+
+__all__ = ["MOST_STEPS", "StepInfo"]
+
+MOST_STEPS = 100_000
+"""Optimizer steps of one batch, or ahead of it, at most: planning goes through them one by one."""
 
 _USUAL_MOMENTUM = 0.9  # Adam's, where the trainer does not tell
 
@@ -33,11 +37,13 @@ class StepInfo:
     relative_learning_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.step) and self.step >= 0):
+        check_types(self)
+        if self.step < 0:
             raise ValueError(f"step must be at least 0 optimizer steps, got {self.step}")
-        if not 0 < self.optimizer_steps < math.inf:
+        if not 0 < self.optimizer_steps <= MOST_STEPS:
             raise ValueError(
-                f"optimizer_steps must be above 0 and finite, got {self.optimizer_steps}"
+                f"optimizer_steps must be above 0 and at most {MOST_STEPS}, got "
+                f"{self.optimizer_steps}"
             )
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise ValueError(

@@ -10,6 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from entrocraft.typed import check_types
+
 __all__ = ["RULES", "SUCCESS", "Rule", "RuleInput", "Selection", "SelectionSettings", "get_rule"]
 
 RULES = ("tilt", "sign", "switch")
@@ -37,10 +39,9 @@ class SelectionSettings:
     constant_reward_groups: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self, "selection.")
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor must be a probability in [0, 1), got {self.floor}")
-        if not isinstance(joins := self.constant_reward_groups, bool):
-            raise ValueError(f"constant_reward_groups must be true or false, got {joins!r}")
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,10 @@ def test_a_half_width_is_a_pair_and_a_list_too():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"horizon": 0}, "horizon must be at least 1 optimizer step, got 0"),
-        ({"limit": 0.0}, "limit must be finite and at least 1e-09, got 0.0"),
-        ({"limit": math.inf}, "limit must be finite and at least 1e-09, got inf"),
-        ({"limit": math.nan}, "limit must be finite and at least 1e-09, got nan"),
+        ({"horizon": 0}, "horizon is 0; use 1 to 100000 optimizer steps"),
+        ({"limit": 0.0}, "limit is 0.0; use a number from 1e-09"),
+        ({"limit": math.inf}, "limit is inf; it has to be a finite number"),
+        ({"limit": math.nan}, "limit is nan; it has to be a finite number"),
     ],
 )
 def test_bad_settings(changes, message):

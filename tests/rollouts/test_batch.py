@@ -190,7 +190,7 @@ def test_errors_name_field_value_and_remedy(changes, message):
 def test_a_token_that_is_not_finite_is_named(name, bad):
     values = getattr(make(), name).clone()
     values[2, 0] = bad
-    message = f"{name}[2, 0] is {bad} inside the mask; {name} must be finite: mask response tokens"
+    message = f"{name}[2, 0] is {bad} inside the mask; {name} must be finite in 32 bits: mask"
     with pytest.raises(ValueError, match=re.escape(message)):
         make(**{name: values}).stats()
 
@@ -199,7 +199,7 @@ def test_a_token_that_is_not_finite_is_named(name, bad):
 def test_an_advantage_that_is_not_finite_is_named(bad):
     advantages = make().advantages.clone()
     advantages[4] = bad
-    message = f"advantages[4] is {bad}; advantages must be finite: give a rollout that cannot be"
+    message = f"advantages[4] is {bad}; advantages must be finite in 32 bits: give"
     with pytest.raises(ValueError, match=re.escape(message)):
         make(advantages=advantages).stats()
 

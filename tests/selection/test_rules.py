@@ -157,8 +157,8 @@ def test_rules_by_name():
     [
         ({"floor": 1}, "floor must be a probability in [0, 1), got 1"),
         ({"floor": -0.1}, "floor must be a probability in [0, 1), got -0.1"),
-        ({"floor": math.nan}, "floor must be a probability in [0, 1), got nan"),
-        ({"constant_reward_groups": 1}, "constant_reward_groups must be true or false, got 1"),
+        ({"floor": math.nan}, "selection.floor is nan; it has to be a finite"),
+        ({"constant_reward_groups": 1}, "constant_reward_groups is 1; it has to be true"),
     ],
 )
 def test_bad_settings(changes, message):

@@ -21,12 +21,28 @@ def _usage() -> str:
         "usage: entrocraft COMMAND ...\n\n"
         "Policy entropy as a hyperparameter with a schedule, for RL of language models.\n\n"
         f"{lines}\n\n"
-        "entrocraft COMMAND --help prints the options of a command."
+        "entrocraft COMMAND --help prints the options of a command, --debug the traceback of an "
+        "error."
     )
 
 
+def _in_one_line(error: Exception) -> str:
+    """What went wrong; of what is no bad input, also how to see where."""
+    if type(error).__name__ == "OutOfMemoryError":  # of torch, which is not imported here
+        found = " ".join(str(error).split())
+        return (
+            f"the GPU ran out of memory: lower micro_batch, max_completion_length or "
+            f"evaluation.batch_size; the same command goes on from the last checkpoint ({found})"
+        )
+    hint = "" if isinstance(error, ValueError) else "; --debug shows where"
+    return f"{error}{hint}"
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command, return its exit status; bad input ends with one line on what to change."""
+    """Run one command, return its exit status; bad input ends with one line on what to change.
+
+    With --debug an error is raised as it is.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -36,14 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    name, *rest = arguments
+    debug = "--debug" in arguments
+    name, *rest = [argument for argument in arguments if argument != "--debug"]
     if name not in COMMANDS:
         print(f"entrocraft: no command {name!r}\n\n{_usage()}", file=sys.stderr)
         return 2
     try:
         import_module(f"entrocraft.lab.cli.{name}").run(rest)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"entrocraft {name}: {error}", file=sys.stderr)
+        if debug:
+            raise
+        print(f"entrocraft {name}: {_in_one_line(error)}", file=sys.stderr)
         return 1
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "entrocraft":

@@ -10,6 +10,7 @@ from typing import Any
 
 from entrocraft.lab.parsing import config_from_mapping
 from entrocraft.lab.training.config import TaskConfig, TrainConfig
+from entrocraft.typed import check_types
 
 _FIRST_STEP = 6
 
@@ -49,6 +50,7 @@ class DynamicsConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
+        check_types(self)
         self.output = Path(self.output)
         self.plain_training()
         apart = min((b - a for a, b in pairwise(self.stages)), default=self.batches)

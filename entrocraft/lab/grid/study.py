@@ -13,6 +13,7 @@ from typing import Any, Literal
 from entrocraft.lab.grid.cells import Cell
 from entrocraft.lab.parsing import config_from_mapping, merge
 from entrocraft.lab.training.config import TrainConfig
+from entrocraft.typed import check_type, check_types
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Part:
     reference: str = ""
     better_of: dict[str, list[str]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_types(self, f"parts.{self.name}.")
+
 
 @dataclass
 class TuningConfig:
@@ -54,6 +58,9 @@ class TuningConfig:
 
     seed: int = 1000
     by: Literal["tracking_error", "final_reward"] = "tracking_error"
+
+    def __post_init__(self) -> None:
+        check_types(self, "tuning.")
 
 
 @dataclass
@@ -98,12 +105,18 @@ class Study:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         self.output = Path(self.output)
         self.results_file = Path(self.results or self.output / "results.json")
         if not self.methods or not self.seeds:
             raise ValueError("a comparison needs at least one method and one seed")
         if self.jobs < 1 or self.threads < 1:
             raise ValueError(f"jobs={self.jobs}, threads={self.threads}; use at least 1 of each")
+        for name, value in self.schedules.items():
+            keys = self.schedule(name)
+            if "text" not in keys or not isinstance(keys.get("base", {}), dict):
+                known = "text of a schedule, or {text, base: {...}}"
+                raise ValueError(f"schedules.{name} is {value!r}; give {known}")
         for name in self.methods:
             self._check_method(name)
         names = [*self.methods, *self.schedules]
@@ -125,7 +138,8 @@ class Study:
                     f"methods.{name}.{key} is {keys[key]!r}; a comparison sets it itself: use "
                     "seeds, the comparison's output and the method's own name"
                 )
-        if not isinstance(seeds, list) or not seeds or len(set(seeds)) < len(seeds):
+        check_type(f"methods.{name}.seeds", seeds, list[int])
+        if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"methods.{name}.seeds is {seeds!r}; list each once, e.g. [0, 1, 2]")
         if self.tried(name) and self.tuning.seed in seeds:
             raise ValueError(
@@ -236,8 +250,9 @@ class Study:
         found: dict[Any, dict[str, Any]] = {}
         if isinstance(tune, dict) and len(tune) == 1:
             [(key, values)] = tune.items()
-            for value in values if isinstance(values, list) else []:
-                changes = value
+            listed = values if isinstance(values, list) and isinstance(key, str) else []
+            for value in [value for value in listed if isinstance(value, str | int | float | None)]:
+                changes: Any = value
                 for part in reversed(key.split(".")):
                     changes = {part: changes}
                 found[value] = merge(own, changes)

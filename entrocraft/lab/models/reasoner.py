@@ -14,6 +14,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from entrocraft.typed import check_types
+
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 CHARACTERS = "\n" + "".join(chr(code) for code in range(32, 127))
 
@@ -29,6 +31,7 @@ class ReasonerConfig:
     max_positions: int = 256
 
     def __post_init__(self) -> None:
+        check_types(self, "reasoner.")
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name}={value}; use at least 1")

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from entrocraft.lab.evaluation import evaluate
 from entrocraft.lab.models.reasoner import ReasonerConfig, build_reasoner, build_tokenizer
 from entrocraft.lab.tasks import Problem, Task, get_task
 from entrocraft.lab.tasks.store import default_cache_dir, stored_problems
+from entrocraft.typed import check_types
 
 # Part of the cache key: raise it when the same configuration no longer gives the same model.
 FORMAT_VERSION = 1
 RECORD = "warm_start.json"
 _IGNORED = -100
+_ABANDONED = 24 * 3600.0  # seconds after which nobody is at work on a partial directory
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 Progress = Callable[[str, int, int, "float | None"], None]
@@ -66,6 +69,7 @@ class WarmStartConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self, "warm_start.")
         for name in ("problems", "steps", "batch_size", "max_new_tokens", "probe_problems"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; use at least 1")
@@ -99,15 +103,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def cache_key(config: WarmStartConfig) -> str:
-    """Name of a configuration's directory: sha256 of its canonical JSON and the format version.
+    """Name of a configuration's directory: sha256 of its canonical JSON and of the formats.
 
-    Options left at their defaults count with their value: a new default is a new key.
+    One major version of transformers cannot read all that another one writes. Options left at their
+    defaults count with their value: a new default is a new key.
     """
     content = asdict(config)
     content["task_options"] = asdict(get_task(config.task, **config.task_options))
-    canonical = json.dumps(
-        {"format": FORMAT_VERSION, "config": content}, sort_keys=True, separators=(",", ":")
-    )
+    major = int(version("transformers").partition(".")[0])
+    formats = {"format": FORMAT_VERSION, "transformers": major}
+    canonical = json.dumps(formats | {"config": content}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -117,18 +122,22 @@ def warm_start(
     """Make a warm-started reasoner, or find it in the cache; return its model directory.
 
     The directory holds ``warm_start.json`` besides the model: ``config``, ``measurement``
-    (accuracy, and token-mean entropy in nats, on probe problems), ``parameters``, ``loss`` and
-    ``seconds``. It appears in one piece: a killed run leaves no directory, and of two processes
-    making the same model one result stays. The global random states are left as they were.
+    (accuracy, and token-mean entropy in nats, on probe problems), ``parameters``, ``loss``,
+    ``seconds`` and ``files`` with their sizes: where one is missing or cut, it is made anew. It
+    appears in one piece: a killed run leaves no directory, and of two processes making the same
+    model one result stays. The global random states are left as they were.
 
     `cache_dir` is where models are kept, by default `default_cache_dir()`.
     """
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
     root = cache / "models"
     final = root / cache_key(config)
-    if (final / RECORD).is_file():
+    if _whole(final):
         return final
     root.mkdir(parents=True, exist_ok=True)
+    for left in root.glob("*.partial-*"):  # of processes that were killed
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
     # Same file system as the final place, so that the move is one step.
     partial = Path(tempfile.mkdtemp(prefix=f"{final.name[:12]}.partial-", dir=root))
     try:
@@ -139,15 +148,24 @@ def warm_start(
     return final
 
 
+def _whole(directory: Path) -> bool:
+    """Whether the directory has a record and every file that it lists, at its size."""
+    try:
+        files = json.loads((directory / RECORD).read_text(encoding="utf-8"))["files"]
+        return all((directory / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
 def _publish(partial: Path, final: Path) -> None:
     """Move a finished directory to its place, unless another process was faster."""
     partial.chmod(0o755)  # mkdtemp gives access to its owner only
     try:
         os.replace(partial, final)
     except OSError:
-        if (final / RECORD).is_file():
+        if _whole(final):
             return
-        # A directory without a record was not made by us, or somebody deleted files in it.
+        # Not made by us, or somebody deleted or cut files in it.
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
 
@@ -179,6 +197,7 @@ def _make(config: WarmStartConfig, directory: Path, cache_dir: Path, progress: P
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "loss": loss,
         "seconds": time.perf_counter() - start,
+        "files": {file.name: file.stat().st_size for file in sorted(directory.iterdir())},
     }
     (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from entrocraft.lab.parsing import flat_keys
+from entrocraft.lab.parsing import flat_keys, read_yaml
 from entrocraft.lab.records import SCHEDULE, RunError, read
 from entrocraft.methods import METHODS, follows_target
 
@@ -157,13 +156,9 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{file}, line {mark.line + 1}" if mark else str(file)
-        raise RunError(f"{where}: not valid YAML; correct or remove the file") from None
-    if not isinstance(config := config or {}, dict):
-        raise RunError(f"{file}: expected a mapping such as 'name: my-run'; correct the file")
+        config = read_yaml(file) if file.is_file() else {}
+    except ValueError as error:
+        raise RunError(str(error)) from None
     if isinstance(config.get("control"), dict):
         config["control"] = {_RENAMED.get(k, k): v for k, v in config["control"].items()}
     return config

@@ -11,6 +11,7 @@ from entrocraft.lab.tasks.countdown import CountdownTask
 from entrocraft.lab.tasks.data import PRESETS, DataTask
 from entrocraft.lab.tasks.maze import MazeTask
 from entrocraft.lab.tasks.permutation_words import PermutationWordsTask
+from entrocraft.typed import check_types
 
 TASKS: dict[str, type[Task]] = {
     task.name: task for task in (CountdownTask, ChainSumTask, PermutationWordsTask, MazeTask)
@@ -55,6 +56,8 @@ def get_task(name: str, **options: Any) -> Task:
             f"unknown option {unknown[0]!r} of task {name!r}; its options are {', '.join(own)}"
         )
     try:
-        return kinds[name](**options)
+        task = kinds[name](**options)
     except TypeError as error:
         raise ValueError(f"the options {options} of task {name!r} do not fit: {error}") from error
+    check_types(task, "task.options.")
+    return task

@@ -52,8 +52,11 @@ def stored_problems(
     file = Path(cache_dir or default_cache_dir()) / "problems" / f"{key}.jsonl"
     problems: list[Problem] = []
     if file.exists():
-        lines = file.read_text(encoding="utf-8").splitlines()
-        problems = [Problem(**json.loads(line)) for line in lines]
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+            problems = [Problem(**json.loads(line)) for line in lines]
+        except (ValueError, TypeError):
+            warnings.warn(f"{file} is cut or broken; it is made anew", stacklevel=2)
     if not problems or (len(problems) < size and not fewer):
         problems = task.problems(split, size, seed, fewer)
         file.parent.mkdir(parents=True, exist_ok=True)

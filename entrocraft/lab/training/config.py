@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from entrocraft.settings import ControlSettings
+from entrocraft.typed import check_types
 
 TINY = "tiny"
 
@@ -36,6 +37,7 @@ class TaskConfig:
     pass_tries: int = 40
 
     def __post_init__(self) -> None:
+        check_types(self, "task.")
         _at_least(1, self, "task.", ["train_size", "pass_tries", "max_prompt_tokens"])
         rate = self.pass_rate
         if rate is not None and not (len(rate) == 2 and 0 <= rate[0] <= rate[1] <= 1):
@@ -95,6 +97,7 @@ class EvaluationConfig:
     batch_size: int = 1024
 
     def __post_init__(self) -> None:
+        check_types(self, "evaluation.")
         _at_least(0, self, "evaluation.", ["probe_every", "every"])
         _at_least(1, self, "evaluation.", ["probe_prompts", "prompts", "samples", "batch_size"])
 
@@ -165,6 +168,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        check_types(self)
         counts = ["steps", "prompts", "updates", "micro_batch", "max_completion_length"]
         _at_least(1, self, "", counts)
         _at_least(0, self, "", ["save_every"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from entrocraft.lab.parsing import flat_keys
+from entrocraft import schedules
+from entrocraft.lab.parsing import flat_keys, read_yaml
 from entrocraft.lab.records import ROLLOUTS_FILE, read_records
 from entrocraft.lab.training.config import TrainConfig
 from entrocraft.storage import write_atomically
@@ -21,7 +23,7 @@ from entrocraft.storage import write_atomically
 _OTHERWISE = "choose another output, or set resume=false to start over"
 
 # keys that do not change what the run computes
-_FREE = ("output", "resume", "cache_dir", "name", "command")
+_FREE = ("output", "resume", "cache_dir", "name", "command", "save_every", "micro_batch")
 _WRITTEN = (
     "checkpoints",
     "config.yaml",
@@ -56,6 +58,17 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         yield
 
 
+def _spelled(keys: dict[str, Any], key: str) -> Any:
+    """A value as it is compared: a schedule in its one spelling."""
+    value = keys.get(key)
+    if key == "control.schedule" and isinstance(value, (str, int, float)):
+        try:
+            return repr(schedules.from_string(str(value)))
+        except ValueError:
+            return value
+    return value
+
+
 class RunDirectory:
     """config.yaml, metrics.jsonl, rollouts.jsonl, checkpoints/ and the report of one run."""
 
@@ -80,7 +93,7 @@ class RunDirectory:
             return
         theirs, mine = flat_keys(self._read_config(remedy)), flat_keys(config.as_dict())
         for key in mine | theirs:
-            if key.partition(".")[0] in _FREE or theirs.get(key) == mine.get(key):
+            if key.partition(".")[0] in _FREE or _spelled(theirs, key) == _spelled(mine, key):
                 continue
             if key == "steps" and isinstance(theirs.get(key), int) and theirs[key] < mine[key]:
                 continue
@@ -89,11 +102,10 @@ class RunDirectory:
 
     def _read_config(self, remedy: str) -> dict[str, Any]:
         try:
-            keys = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            if not isinstance(keys, dict):
-                raise yaml.YAMLError("it has no keys")
+            if not (keys := read_yaml(self.config)):
+                raise ValueError("it has no keys")
             return keys
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             problem = f"settings cannot be read ({' '.join(str(error).split())[:200]}); {remedy}"
             raise ValueError(f"{self.path} holds a run whose {problem}") from error
 
@@ -110,12 +122,17 @@ class RunDirectory:
         write_atomically(self.config, yaml.safe_dump(keys, sort_keys=False))
 
     def last_checkpoint(self, below: int | None = None) -> str | None:
-        """Last checkpoint that was written to its end, at a step below `below` if given."""
-        # the trainer writes its state last
-        whole = self.checkpoints.glob("checkpoint-[0-9]*/trainer_state.json")
-        steps = [int(path.parent.name.rpartition("-")[2]) for path in whole]
-        last = max((step for step in steps if below is None or step < below), default=None)
-        return None if last is None else str(self.checkpoints / f"checkpoint-{last}")
+        """Last checkpoint that is whole, at a step below `below` if given; warns of others."""
+        from entrocraft.lab.training.checkpoints import by_step, problem_of
+
+        for step, checkpoint in reversed(by_step(self.checkpoints).items()):
+            if below is not None and step >= below:
+                continue
+            if (problem := problem_of(checkpoint)) is None:
+                return str(checkpoint)
+            text = f"{checkpoint} is not used: {problem}; the run goes on from the one before"
+            warnings.warn(text, stacklevel=2)
+        return None
 
     def finished(self, config: TrainConfig, remedy: str = _OTHERWISE) -> bool:
         """Whether this very config ran to its end here, with everything that it measures.

@@ -100,8 +100,9 @@ def measurements(
                 text += "evaluation.probe_prompts"
                 warnings.warn(text, EntropyControlWarning, stacklevel=2)
         if evaluation is not None and due(step, settings.every):
-            tries: dict[str, Any] = {"samples": settings.samples, "seed": _EVALUATION_SEED}
-            metrics |= evaluate(*policy, evaluation, **tries, **common).metrics()
+            samples = settings.samples
+            seen = evaluate(*policy, evaluation, samples=samples, seed=_EVALUATION_SEED, **common)
+            metrics |= seen.metrics()
         return metrics
 
     return measure

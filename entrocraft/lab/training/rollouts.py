@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from entrocraft.lab.records import read_rollouts
-from entrocraft.lab.tasks.prompts import completion_text
+from entrocraft.lab.tasks.base import completion_text
 from entrocraft.storage import write_atomically
 
 PER_BATCH = 4

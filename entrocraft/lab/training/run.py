@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +18,18 @@ from entrocraft.lab.report import write_report
 from entrocraft.lab.tasks import DataTask, get_task
 from entrocraft.lab.tasks.prompts import short_enough, speaks_chat
 from entrocraft.lab.tasks.store import stored_problems
+from entrocraft.lab.training.checkpoints import StopOnSignal, lacking
 from entrocraft.lab.training.config import TINY, TrainConfig
 from entrocraft.lab.training.directory import RunDirectory
 from entrocraft.lab.training.perfectible import perfectible
 from entrocraft.lab.training.progress import RunProgress, WarmStartProgress
 from entrocraft.lab.training.recorder import Recorder, measurements
 from entrocraft.lab.training.rollouts import RolloutSamples
-from entrocraft.lab.training.trainer import build_trainer, trainer_arguments
+from entrocraft.lab.training.trainer import (
+    build_trainer,
+    rollout_batch_steps,
+    trainer_arguments,
+)
 from entrocraft.trl import Steering
 
 
@@ -37,7 +43,8 @@ def train(config: TrainConfig, console: Console | None = None, verbose: bool = F
     Raises:
         ValueError: a config that cannot run, or a directory that holds a run of another config.
         RuntimeError: another process is writing the directory.
-        KeyboardInterrupt: the run was told to stop through its steer.json.
+        KeyboardInterrupt: the run was told to stop, by a SIGTERM or through its steer.json; the
+            state is saved.
     """
     console = console or Console()
     progress = RunProgress(config.title, config.steps, console, verbose)
@@ -91,7 +98,9 @@ def _train(
             problems = perfectible(config, model, tokenizer, task, problems, chat)
     trainer = build_trainer(config, model, tokenizer, task, problems, chat)
     steering = Steering(trainer, directory.path)
+    stopping = StopOnSignal(rollout_batch_steps(config))
     trainer.add_callback(steering)
+    trainer.add_callback(stopping)
     checkpoint = None
     if main:
         trainer.add_callback(RolloutSamples(directory.rollouts, trainer))
@@ -100,11 +109,14 @@ def _train(
         directory.claim(config)
         # a checkpoint at the end would be followed by one step too many
         checkpoint = directory.last_checkpoint(below=config.steps) if config.resume else None
+        if checkpoint and (parts := lacking(Path(checkpoint))):
+            text = f"{checkpoint} lacks the state of {', '.join(parts)}, which starts afresh"
+            warnings.warn(f"{text}; the run is not the uninterrupted one", stacklevel=2)
     [checkpoint] = broadcast_object_list([checkpoint])
     with progress if main else nullcontext():
         trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < config.steps:
-        if steering.stopped:  # from outside, as by Ctrl-C
+        if steering.stopped or stopping.received:  # from outside, as by Ctrl-C
             raise KeyboardInterrupt
         ended = f"training ended at step {trainer.state.global_step} of {config.steps}"
         raise RuntimeError(f"{ended}: the trainer found no more data; look at its messages")

@@ -14,7 +14,9 @@ from transformers import PrinterCallback, ProgressCallback
 
 from entrocraft.lab.tasks import Problem, Task
 from entrocraft.lab.tasks.prompts import trainer_prompt
+from entrocraft.lab.training.checkpoints import RotationByStep
 from entrocraft.lab.training.config import TrainConfig
+from entrocraft.typed import check_type
 
 # options of TRL's config that are derived from keys of `TrainConfig`, and the key that sets them
 _OWNED = {
@@ -57,7 +59,7 @@ def trainer_arguments(config: TrainConfig, processes: int = 1) -> dict[str, Any]
         raise ValueError(f"micro_batch is {micro}, which does not divide {parts}; choose a divisor")
     accumulation = per_update // micro
     # saved after whole rollout batches: the trainer cannot resume exactly inside one
-    cycle = config.updates * int(config.trainer.get("num_iterations", 1))
+    cycle = rollout_batch_steps(config)
     save_steps = -(-(config.save_every or config.steps) // cycle) * cycle
     cuda = torch.cuda.is_available()
     return {
@@ -86,6 +88,19 @@ def trainer_arguments(config: TrainConfig, processes: int = 1) -> dict[str, Any]
     }
 
 
+def rollout_batch_steps(config: TrainConfig) -> int:
+    """Optimizer steps that one rollout batch is used for.
+
+    Raises:
+        ValueError: `trainer.num_iterations` is no whole number of at least 1.
+    """
+    iterations = config.trainer.get("num_iterations", 1)
+    check_type("trainer.num_iterations", iterations, int)
+    if iterations < 1:
+        raise ValueError(f"trainer.num_iterations is {iterations}; use at least 1")
+    return config.updates * iterations
+
+
 def build_trainer(
     config: TrainConfig, model: Any, tokenizer: Any, task: Task, problems: list[Problem], chat: bool
 ) -> Any:
@@ -106,6 +121,7 @@ def build_trainer(
             trainer_class, config.raw_rewards, config.advantage_noise, config.seed
         )
     arguments = trainer_arguments(config, int(os.environ.get("WORLD_SIZE", "1")))
+    limit = arguments.pop("save_total_limit")
     prompts = [trainer_prompt(problem, chat) for problem in problems]
     keys = [problem.key for problem in problems]
     trainer = trainer_class(
@@ -116,6 +132,7 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=None if config.lora is None else config.lora.build(),
         entropy_control=config.control.build(config.seed),
+        callbacks=[RotationByStep(limit)],
     )
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)

@@ -87,7 +87,7 @@ def test_null_is_a_value_to_try():
     [
         ({"seeds": []}, "methods.bonus.seeds is \\[\\]"),
         ({"seeds": [1, 1]}, "methods.bonus.seeds is \\[1, 1\\]; list each once"),
-        ({"seeds": 3}, "methods.bonus.seeds is 3; list each once"),
+        ({"seeds": 3}, "methods.bonus.seeds is 3; it has to be"),
         ({"seed": 3}, "methods.bonus.seed is 3; a comparison sets it itself"),
         ({"output": "x"}, "methods.bonus.output is 'x'; a comparison sets it itself"),
         ({"seeds": [1000]}, "tuning.seed is 1000, which bonus is compared on"),

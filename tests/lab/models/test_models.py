@@ -1,6 +1,7 @@
 """Tokenizer, reasoner, warm start and its cache, loading."""
 
 import json
+import os
 import random
 import string
 import threading
@@ -184,7 +185,7 @@ def make(root):
     from pathlib import Path
 
     partial = Path(tempfile.mkdtemp(dir=root))
-    (partial / "warm_start.json").write_text("{}")
+    (partial / "warm_start.json").write_text('{"files": {}}')
     return partial
 
 
@@ -194,6 +195,43 @@ def test_damaged_cache_entry_is_made_anew(tmp_path):
     damaged.mkdir(parents=True)
     (damaged / "config.json").write_text("{")
     assert load_model(warm_start(config, tmp_path))
+
+
+def test_a_cut_warm_start_is_made_anew_and_leftovers_go(tmp_path):
+    config = tiny_config()
+    path = warm_start(config, tmp_path)
+    weights = path / "model.safetensors"
+    whole = weights.read_bytes()
+    for broken in (weights, path / "tokenizer.json", path / "warm_start.json"):
+        broken.write_bytes(broken.read_bytes()[:-100])
+        old, new = (path.parent / f"{age}.partial-x" for age in ("old", "new"))
+        for left in (old, new):
+            left.mkdir(exist_ok=True)
+        os.utime(old, (0, 0))
+        assert warm_start(config, tmp_path) == path
+        assert weights.read_bytes() == whole
+        assert load_model(path)
+        assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_each_major_version_of_transformers_has_its_own_warm_start(monkeypatch):
+    keys = set()
+    for version in ("4.57.6", "5.0.0", "5.3.1"):
+        monkeypatch.setattr(warm_start_module, "version", lambda name, found=version: found)
+        keys.add(cache_key(tiny_config()))
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("left", ["half", "empty line", "other"])
+def test_a_cut_problem_list_is_made_anew(tmp_path, left):
+    task = get_task("chain_sum")
+    first = stored_problems(task, "probe", 8, cache_dir=tmp_path)
+    [file] = (tmp_path / "problems").iterdir()
+    text = file.read_text()
+    file.write_text({"half": text[:-9], "empty line": text + "\n", "other": "[1]\n"}[left])
+    with pytest.warns(UserWarning, match="is cut or broken; it is made anew"):
+        assert stored_problems(task, "probe", 8, cache_dir=tmp_path) == first
+    assert file.read_text() == text
 
 
 def test_cache_key_knows_every_choice_and_no_spelling():

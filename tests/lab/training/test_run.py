@@ -362,3 +362,24 @@ def test_two_processes_train_and_resume(home, tmp_path):
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "checkpoint-4")
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     assert records(tmp_path / "two") == first
+
+
+def test_a_sigterm_saves_and_the_same_command_goes_on(home, tmp_path, capsys, monkeypatch):
+    """As batch systems preempt; here the signal comes at once."""
+    from entrocraft.lab.training.checkpoints import StopOnSignal
+
+    file = config_file(tmp_path / "c.yaml", keys(home, tmp_path / "run", save_every=0))
+    listen = StopOnSignal.on_train_begin
+
+    def preempted(self, *args, **kwargs):
+        listen(self, *args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StopOnSignal, "on_train_begin", preempted)
+        assert main(["train", file]) == 130
+    assert "the same command goes on from step 1" in capsys.readouterr().err
+    assert main(["train", file]) == 0
+    whole = config_file(tmp_path / "w.yaml", keys(home, tmp_path / "whole", save_every=0))
+    assert main(["train", whole]) == 0
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
