@@ -393,14 +393,14 @@ def readme_table(result: Result) -> str:
     return markdown(pd.DataFrame(rows))
 
 
-def frontier_tables(result: Result, against: str) -> str:
-    """Of each part, what its methods end with, and how much more that is than with another one."""
+def frontier_tables(result: Result, *against: str) -> str:
+    """Of each part, what its methods end with, and how much more that is than with others."""
     blocks = []
     for part in result.study.tables:
         blocks.append(f"### {part.name}: {part.title}")
         for table in (
             frontier.part_table(result, part, number),
-            frontier.differences(result, part, against),
+            *(frontier.differences(result, part, other) for other in against),
         ):
             blocks.append(markdown(table) if len(table) else "Nothing has been run yet.")
     missing = ", ".join(result.missing)
@@ -698,6 +698,9 @@ def pages() -> dict[Path, str]:
         ),
         ROOT / "README.md": readme_table(tracking()),
         ROOT / "docs" / "reach.md": reach_table(_json("reach")),
+        ROOT / "docs" / "when.md": frontier_tables(
+            read(RESULTS / "frontier.json"), "adaptive_bonus", "GRPO"
+        ),
         ROOT / "docs" / "cost.md": other_table(_json("cost")),
         ROOT / "docs" / "peers.md": "\n\n".join([tables(peers), heading, tables(variants)]),
     }
@@ -712,6 +715,7 @@ def figures() -> dict[Path, Figure]:
         images / "demo_entropy.png": curves(read(RESULTS / "demo.json")),
         images / "peers.png": curves(peers),
         images / "peers_tradeoff.png": tradeoff(peers),
+        images / "frontier.png": frontier.figure(read(RESULTS / "frontier.json")),
         images / "reach.png": reach_figure(_json("reach")),
         images / "verl.png": curves(read(RESULTS / "verl.json")),
     }
