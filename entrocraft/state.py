@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from entrocraft.storage import read_number
 
 __all__ = ["ControllerState", "LastBatch"]
 
-_LEAST = 1e-300  # above 0
+_LEAST = math.ulp(0.0)  # above 0
 _LEAST_ENTROPY = -0.01  # a mean may be a rounding error below 0
 
 
@@ -104,7 +105,7 @@ class ControllerState:
                 read_number(last, "size", low=0),
                 read_number(last, "limit", low=0),
             )
-            means, least = last["means"], {"tokens": 1.0, "weight": _LEAST}
+            means, least = last["means"], {"tokens": _LEAST, "weight": _LEAST}
             numbers = {name: read_number(means, name, low=least.get(name, -1e9)) for name in means}
             measured = read_number(last, "measured", low=_LEAST_ENTROPY)
             last = LastBatch(measured, curve, BatchMeans(**numbers))

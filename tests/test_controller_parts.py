@@ -268,16 +268,17 @@ def test_a_resumed_run_goes_on_exactly(name, cut):
     assert second.state_dict() == whole.state_dict()
 
 
-FINITE = st.floats(allow_nan=False, allow_infinity=False)
+ENTROPY = st.floats(-0.01, allow_infinity=False)
+LOGPROB = st.floats(-1e9, allow_infinity=False)
 POSITIVE = st.floats(min_value=5e-324, allow_infinity=False)
 
 
 @given(
-    FINITE,
+    ENTROPY,
     st.floats(0, allow_infinity=False),
     POSITIVE,
     POSITIVE,
-    FINITE,
+    LOGPROB,
     st.floats(0, 1, exclude_min=True),
     st.integers(0, 2**32),
 )

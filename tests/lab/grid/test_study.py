@@ -43,9 +43,9 @@ def test_cells_share_prompts_and_differ_in_method_and_seed():
 def test_studies_of_the_repository_are_readable():
     for file in [*Path("configs").glob("*.yaml"), *BENCHMARKS.glob("*.yaml")]:
         study = config_from_mapping(Study, yaml.safe_load(file.read_text()))
-        for entry in study.entries(seeds=[0]):
+        for entry in study.entries(seeds=study.seeds[:1]):
             # the others keep the words of the version that ran them, so that their hashes stay
-            if file.stem in ("demo", "peers"):
+            if file.stem in ("demo", "frontier", "peers"):
                 study.cell(entry)
 
 
