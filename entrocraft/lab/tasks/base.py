@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
-from entrocraft.lab.waiting import Waiting
+from entrocraft.lab.waiting import progress_bar
 
 Split = Literal["train", "probe", "eval"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -127,24 +127,24 @@ class Task(ABC):
             raise ValueError(f"size={size} problems; ask for at least 1")
         found: dict[str, Problem] = {}
         fruitless = 0
-        waiting = Waiting(f"{self.name}: {split} problems", size)
         candidates = itertools.chain(self.candidates(split, seed), [(None, _PATIENCE)])
-        for candidate, attempts in candidates:
-            fruitless += attempts
-            if candidate is not None and candidate.key not in found:
-                found[candidate.key] = candidate
-                fruitless = 0
-                waiting(len(found))
-                if len(found) == size:
-                    break
-            if fruitless >= _PATIENCE:
-                if fewer and found:
-                    break
-                raise ValueError(
-                    f"task {self.name!r} yields only {len(found)} distinct {split} problems of the "
-                    f"{size} asked for with {self}; ask for fewer, widen its ranges or add data"
-                )
-        waiting.close()
+        with progress_bar(None, f"{self.name}: {split} problems", size) as bar:
+            for candidate, attempts in candidates:
+                fruitless += attempts
+                if candidate is not None and candidate.key not in found:
+                    found[candidate.key] = candidate
+                    fruitless = 0
+                    bar.update()
+                    if len(found) == size:
+                        break
+                if fruitless >= _PATIENCE:
+                    if fewer and found:
+                        break
+                    raise ValueError(
+                        f"task {self.name!r} yields only {len(found)} distinct {split} problems "
+                        f"of the {size} asked for with {self}; ask for fewer, widen its ranges "
+                        "or add data"
+                    )
         return list(found.values())
 
     @abstractmethod

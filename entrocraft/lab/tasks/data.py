@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from entrocraft.lab.tasks.base import Problem, Split, Task, extract_answer
 from entrocraft.lab.tasks.rewards import BUILT_IN, RewardFunction, checked, get_reward
-from entrocraft.lab.waiting import waiting_for
+from entrocraft.lab.waiting import progress_bar
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 _BOXED = "\\boxed"
@@ -167,7 +167,7 @@ class DataTask(Task):
                 raise ValueError(f"{source} has no column {column!r}; it has {columns}: {remedy}")
         found: dict[str, Problem] = {}
         counts = {"rows": len(dataset), "without question or answer": 0, "repeated": 0}
-        for row in waiting_for(dataset, f"reading {source}", len(dataset)):
+        for row in progress_bar(dataset, f"reading {source}", len(dataset)):
             problem = self._problem(row)
             if problem is None:
                 counts["without question or answer"] += 1

@@ -35,7 +35,7 @@ from entrocraft.lab.training.config import TINY, TrainConfig
 from entrocraft.lab.training.directory import RunDirectory
 from entrocraft.lab.training.memory import available, estimate
 from entrocraft.lab.training.trainer import config_class, trainer_arguments
-from entrocraft.lab.waiting import waiting_for
+from entrocraft.lab.waiting import progress_bar
 from entrocraft.trl.checkpoint import rollouts_and_decay
 
 _EXAMPLES = 10
@@ -249,7 +249,7 @@ class DryRun:
         if torch.cuda.is_available():
             model.cuda()
         seen: list[Evaluation] = []
-        for seed in waiting_for(range(_SAMPLES), "sampling answers", _SAMPLES):
+        for seed in progress_bar(range(_SAMPLES), "sampling answers", _SAMPLES):
             options: dict[str, Any] = {"temperature": config.temperature, "chat": chat}
             length = config.max_completion_length
             seen.append(
