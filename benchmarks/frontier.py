@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from benchmarks.studies import Result
 from entrocraft.lab.grid.study import Part
 from entrocraft.lab.report.style import color_of, empty_figure
 from entrocraft.lab.statistics import difference_interval, interval
@@ -33,7 +34,7 @@ COMPARED = {"final reward": "final_reward", "pass@1": "pass@1", "pass@32": "pass
 Format = Callable[[Any, int], str]
 
 
-def groups(result: Any, part: Part) -> Iterator[tuple[str, pd.DataFrame]]:
+def groups(result: Result, part: Part) -> Iterator[tuple[str, pd.DataFrame]]:
     """Method and cells of a part that has one schedule."""
     (schedule,) = part.schedules
     for method in part.methods:
@@ -41,7 +42,7 @@ def groups(result: Any, part: Part) -> Iterator[tuple[str, pd.DataFrame]]:
             yield method, cells
 
 
-def part_table(result: Any, part: Part, number: Format) -> pd.DataFrame:
+def part_table(result: Result, part: Part, number: Format) -> pd.DataFrame:
     """One row a method: what it ends with."""
     rows = []
     for method, cells in groups(result, part):
@@ -55,7 +56,7 @@ def part_table(result: Any, part: Part, number: Format) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def differences(result: Any, part: Part, against: str) -> pd.DataFrame:
+def differences(result: Result, part: Part, against: str) -> pd.DataFrame:
     """One row a method: what it has more than another one, seed by seed."""
     found = dict(groups(result, part))
     rows = []
@@ -71,7 +72,7 @@ def differences(result: Any, part: Part, against: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def figure(result: Any) -> Figure:
+def figure(result: Result) -> Figure:
     """Reward and pass@32 at the end against the entropy that is left, a row for each part."""
     parts = [part for part in result.study.tables if any(True for _ in groups(result, part))]
     panels = {"final_reward": "reward, last 20 steps", "pass@32": "pass@32 at the end"}

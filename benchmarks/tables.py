@@ -13,36 +13,34 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from benchmarks import frontier
-from entrocraft import schedules
-from entrocraft.lab.grid.results import Results
-from entrocraft.lab.grid.study import Part, Study
-from entrocraft.lab.parsing import config_from_mapping, merge
+from benchmarks.figures import curves, reach_figure, tradeoff
+from benchmarks.studies import (
+    RESULTS,
+    Result,
+    methods_of,
+    pass_keys,
+    reach_rows,
+    read,
+    read_json,
+    tracking,
+    values_of,
+)
+from entrocraft.lab.grid.study import Part
 from entrocraft.lab.report.style import (
-    INK,
-    PALETTE,
-    SHADE,
-    SOFT,
-    color_of,
-    empty_figure,
-    label_steps,
     save_png,
     style,
 )
 from entrocraft.lab.statistics import interval, ratio_interval
 
-RESULTS = Path(__file__).parent / "results"
 ROOT = RESULTS.parent.parent
 START, END = "<!-- tables -->", "<!-- end of tables -->"
 
@@ -52,9 +50,6 @@ COLLAPSED, EXPLODED = 0.5, 1.5
 """Entropy at the end over entropy at the start, below and above which a table says so."""
 NEAR, AFTER_STEP = 0.02, 40
 """Nats from a new target that count as arrived; steps in which overshoot is looked for."""
-CROWD = 8
-"""More methods than this have a panel each."""
-WIDE = 8.8
 NOTE = (
     "Numbers over seeds are interquartile means with 95 % bootstrap intervals, over two seeds the "
     "mean with the range. Tracking error: mean distance of the probe from the target after step "
@@ -64,104 +59,6 @@ BOUND_NOTE = (
     f"The bound is {BOUND:.3f} nats or {BOUND_SHARE:.0%} of the initial entropy, whichever is "
     "larger, times the schedule's factor; it holds if the interval's upper end is within."
 )
-
-
-# Result files -------------------------------------------------------------------------------
-
-
-@dataclass
-class Result:
-    """A result file: its study, and a row for every cell that was made with its settings."""
-
-    study: Study
-    cells: pd.DataFrame
-    missing: list[str]
-    tuning: dict[str, Any]
-    command: str
-
-    def group(self, part: Part, method: str, schedule: str) -> pd.DataFrame:
-        """The cells of a method on a schedule, by seed."""
-        cells = self.cells
-        seeds = part.seeds or self.study.seeds_of(method)
-        same = (cells["method"] == method) & (cells["schedule"] == schedule)
-        return cells[same & cells["seed"].isin(seeds)].sort_values("seed")
-
-
-def read(path: Path) -> Result:
-    """Read a result file of `entrocraft compare`, also one of the first version."""
-    data = json.loads(path.read_text()) if path.exists() else {}
-    if "cells" in data:
-        results = Results(path)
-        study = config_from_mapping(Study, results.settings).choose(results.chosen())
-        found = [(entry, results.get(study, entry)) for entry in study.entries()]
-        rows = [
-            _row(cell, entry.method, entry.schedule, entry.seed, study.follows(entry.method))
-            for entry, cell in found
-            if cell is not None
-        ]
-        missing = [entry.key for entry, cell in found if cell is None]
-        for name, tried in results.tuning.items():
-            cells = {key.split("/")[0]: cell for key, cell in results.cells.items()}
-            ends = {value: cells.get(f"{name} {value}") for value in tried["tried"]}
-            tried["trials"] = {value: cell for value, cell in ends.items() if cell}
-        return Result(study, pd.DataFrame(rows), missing, results.tuning, data["command"])
-    if "config" in data:  # of the first version
-        study = config_from_mapping(Study, data["config"])
-        rows = [_row(run, run["group"], "", run["seed"], True) for run in data["runs"]]
-    elif "steps" in next(iter(data.get("runs", {}).values()), {}):  # of verl_loop.py
-        study = Study(methods={"tilt": {}, "no control": {"control": {"rule": None}}})
-        rows = [_verl_row(name, run) for name, run in data["runs"].items()]
-    else:
-        raise ValueError(f"{path} is no result file with cells or runs; name another one")
-    return Result(study, pd.DataFrame(rows), [], data.get("tuning", {}), data["command"])
-
-
-def with_rivals(
-    ours: Result, theirs: Result, ran: Sequence[str], compared: Sequence[str]
-) -> Result:
-    """Parts that were run again, and the `compared` ones with their rivals from an older file."""
-    study = replace(ours.study, parts={name: ours.study.parts[name] for name in (*ran, *compared)})
-    parts = [part for part in study.tables if part.name in compared]
-    rivals = {name for part in parts for name in part.methods} - {part.reference for part in parts}
-    cells = pd.concat([ours.cells, theirs.cells[theirs.cells["method"].isin(rivals)]])
-    missing = [key for key in ours.missing if key.split("/")[0] not in rivals]
-    return Result(study, cells, missing, {}, ours.command)
-
-
-def _verl_row(name: str, run: dict[str, Any]) -> dict[str, Any]:
-    steps = pd.DataFrame(run["steps"]).set_index("step")
-    steps.loc[len(steps)] = 2 * steps.iloc[-1] - steps.iloc[-2]  # the last probe is one step later
-    probe = [
-        [point["step"], steps["entropy/target"][point["step"]], point["entropy"], point["stderr"]]
-        for point in run["probe"]
-    ]
-    curve = pd.DataFrame(probe, columns=["step", "target", "probe", "stderr"])
-    gaps = (curve["probe"] - curve["target"])[1:]
-    row = {"method": name, "schedule": "", "seed": 0, "curve": curve, "steered": name == "tilt"}
-    row |= {"tracking_error": gaps.abs().mean(), "tracking_bias": gaps.mean()}
-    row |= {"final_reward": steps["reward"][-21:-1].mean()}
-    row["entropy_start"], row["entropy_end"] = curve["probe"].iloc[[0, -1]]
-    return row
-
-
-def _row(cell: dict[str, Any], method: str, schedule: str, seed: int, follows: bool) -> dict:
-    curve = pd.DataFrame(cell["probe"], columns=["step", "target", "probe", "stderr"], dtype=float)
-    initial = cell.get("initial", cell.get("target_start"))
-    if cell["schedule"] is not None and initial is not None:
-        target = schedules.anchor(schedules.from_string(str(cell["schedule"])), initial)
-        curve["target"] = [target(step) for step in curve["step"]]
-    row = {"method": method, "schedule": schedule, "seed": seed, "initial": initial}
-    row |= {"steered": cell.get("steered", cell.get("controlled", follows)), "curve": curve}
-    for key in ("tracking_error", "tracking_bias", "final_reward", "kept_fraction"):
-        row[key] = cell[key]
-    for key in ("saturated_share", "pressure", "probe_stderr"):
-        row[key] = cell.get(key)
-    row["entropy_start"], row["entropy_end"] = curve["probe"].iloc[[0, -1]]
-    for name, at in cell["pass_at"].items():
-        row[name] = at["last"] if isinstance(at, dict) else at[1]
-    for name, (start, end) in cell.get("evaluated", {}).items():
-        row[name], row[f"{name}_first"] = end, start
-    return row
 
 
 # Tables -------------------------------------------------------------------------------------
@@ -192,27 +89,18 @@ def tables(result: Result, only: Sequence[str] | None = None) -> str:
     return "\n\n".join([*blocks, f"Command: `{result.command}`"])
 
 
-def _methods(part: Part) -> list[str]:
-    """The part's methods, the reference first."""
-    return list(dict.fromkeys([*filter(None, [part.reference]), *part.methods]))
-
-
 def _groups(result: Result, part: Part) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Schedule, method and cells, by schedule and then by the error."""
     for schedule in part.schedules:
-        found = [(name, result.group(part, name, schedule)) for name in _methods(part)]
+        found = [(name, result.group(part, name, schedule)) for name in methods_of(part)]
         found = [(name, group) for name, group in found if len(group)]
         for name, group in sorted(found, key=lambda item: _error(item[1])):
             yield schedule, name, group
 
 
 def _error(group: pd.DataFrame) -> float:
-    middle = interval(_values(group, "tracking_error"))
+    middle = interval(values_of(group, "tracking_error"))
     return middle.center if middle else math.inf
-
-
-def _values(group: pd.DataFrame, key: str) -> list[float]:
-    return [] if key not in group else [float(value) for value in group[key].dropna()]
 
 
 def _part_table(result: Result, part: Part) -> str:
@@ -236,29 +124,25 @@ def _summary(
         "schedule": schedule,
         "seeds": str(len(group)),
         "value": f"{tried['key'].rpartition('.')[2]} {tried['chosen']}" if tried else "",
-        "tracking error": number(_values(group, "tracking_error"), 4),
-        "bias": number(_values(group, "tracking_bias"), 4),
+        "tracking error": number(values_of(group, "tracking_error"), 4),
+        "bias": number(values_of(group, "tracking_bias"), 4),
     }
     if schedule:
         factor = result.study.schedule(schedule).get("bound", 1)
         bound = max(BOUND, BOUND_SHARE * group["initial"].mean()) * factor
         row["bound"] = f"{bound:.4f}"
-        row["holds"] = holds(_values(group, "tracking_error"), bound)
-    row["final reward"] = number(_values(group, "final_reward"))
+        row["holds"] = holds(values_of(group, "tracking_error"), bound)
+    row["final reward"] = number(values_of(group, "final_reward"))
     for name in pass_keys(result.cells):
-        row[name] = number(_values(group, name))
-    ends = f"{number(_values(group, 'entropy_end'))} {fate(group)}"
+        row[name] = number(values_of(group, name))
+    ends = f"{number(values_of(group, 'entropy_end'))} {fate(group)}"
     row["entropy at the end"] = ends.strip()
     for title, key in (("kept", "kept_fraction"), ("saturated", "saturated_share")):
-        row[title] = "".join(f"{np.mean(values):.0%}" for values in [_values(group, key)] if values)
-    row["pressure"] = number(_values(group, "pressure"))
+        row[title] = "".join(
+            f"{np.mean(values):.0%}" for values in [values_of(group, key)] if values
+        )
+    row["pressure"] = number(values_of(group, "pressure"))
     return row
-
-
-def pass_keys(names: Iterable[str]) -> list[str]:
-    """Every pass@k among names, by k."""
-    found = [name for name in names if name.startswith("pass@")]
-    return sorted(found, key=lambda name: int(name.removeprefix("pass@")))
 
 
 def number(values: Sequence[float], digits: int = 2) -> str:
@@ -282,7 +166,7 @@ def holds(errors: Sequence[float], bound: float) -> str:
 
 def fate(group: pd.DataFrame) -> str:
     """What became of the entropy, in a word."""
-    start, end = (interval(_values(group, f"entropy_{name}")) for name in ("start", "end"))
+    start, end = (interval(values_of(group, f"entropy_{name}")) for name in ("start", "end"))
     ratio = end.center / start.center if start and end else 1.0
     return "collapsed" if ratio < COLLAPSED else "exploded" if ratio > EXPLODED else ""
 
@@ -294,7 +178,7 @@ def _step_table(result: Result, part: Part) -> str | None:
         if at is None:
             continue
         answers = pd.DataFrame([step_response(curve, at) for curve in group["curve"]])
-        arrivals = _values(answers, "arrival_steps")
+        arrivals = values_of(answers, "arrival_steps")
         rows.append(
             {
                 "method": method,
@@ -302,7 +186,7 @@ def _step_table(result: Result, part: Part) -> str | None:
                 "jump at step": str(at),
                 "seeds that arrive": f"{len(arrivals)}/{len(group)}",
                 f"steps until within {NEAR} nats": number(arrivals, 1),
-                "overshoot, nats": number(_values(answers, "overshoot"), 4),
+                "overshoot, nats": number(values_of(answers, "overshoot"), 4),
             }
         )
     return markdown(pd.DataFrame(rows)) if rows else None
@@ -388,7 +272,7 @@ def readme_table(result: Result) -> str:
             ("kept", "kept_fraction", 2),
         ):
             for schedule, group in groups.items():
-                row[f"{title}, {schedule}"] = number(_values(group, key), digits)
+                row[f"{title}, {schedule}"] = number(values_of(group, key), digits)
         rows.append(row)
     return markdown(pd.DataFrame(rows))
 
@@ -433,26 +317,6 @@ def other_table(data: dict[str, Any]) -> str:
     return markdown(pd.DataFrame(rows))
 
 
-def reach_rows(data: dict[str, Any]) -> pd.DataFrame:
-    """Cells of `reach.py`: one row for each world, setting and learning rate; lists over seeds."""
-    cells = pd.DataFrame(data["cells"].values())
-    setting = cells["rollouts"].astype(str)
-    setting += cells["updates"].map(lambda n: f", {n} updates" if n > 1 else "")
-    setting += cells["iterations"].map(lambda n: f", {n} iterations" if n > 1 else "")
-    setting += cells["lora"].map({True: ", LoRA", False: ""})
-    setting += cells["optimizer"].map(lambda name: ", SGD" if name == "sgd" else "")
-    setting += cells["scheduler"].map(lambda name: "" if name == "constant" else ", decaying rate")
-    cells["setting"] = setting
-    for key in ("error", "bias"):
-        cells[key] = 100 * cells[key] / cells["initial"]
-    values = ["initial", "entropy_end", "error", "bias", "reward_end"]
-    worlds = list(dict.fromkeys(cells["world"]))
-    cells["place"] = cells["world"].map(worlds.index)
-    index = ["place", "rollouts", "world", "setting", "learning_rate"]
-    table = cells.sort_values("seed").pivot_table(values, index, "control", aggfunc=list)
-    return table.droplevel(["place", "rollouts"])
-
-
 def reach_table(data: dict[str, Any]) -> str:
     """Where the schedule is held, in three columns of errors."""
     table, rows = reach_rows(data), []
@@ -474,55 +338,6 @@ def reach_table(data: dict[str, Any]) -> str:
     return markdown(pd.DataFrame(rows))
 
 
-def _error_center(values: list[float]) -> float:
-    found = interval(values)
-    assert found is not None, "a cell has an error"
-    return found.center
-
-
-def reach_figure(data: dict[str, Any]) -> Figure:
-    """Tracking error over the learning rate, a panel for each world, a color for each setting.
-
-    Small batches and decaying rates are in the table alone.
-    """
-    cells = data["cells"].items()
-    drawn = {k: c for k, c in cells if c["rollouts"] >= 64 and c["scheduler"] == "constant"}
-    table = reach_rows({"cells": drawn})
-    worlds = list(dict.fromkeys(table.index.get_level_values("world")))
-    settings = list(dict.fromkeys(table.index.get_level_values("setting")))
-    figure = empty_figure(WIDE, 2.3 * len(worlds) + 0.8)
-    axes = figure.subplots(len(worlds), 1, squeeze=False)[:, 0]
-    for axis, world in zip(axes, worlds, strict=True):
-        axis.set(title=world, xscale="log", yscale="log", ylabel="error, % of the start")
-        for setting, part in table.loc[world].groupby("setting", sort=False):
-            color = PALETTE[settings.index(setting) % len(PALETTE)]
-            for control, line in (("on", "-"), ("learning-rate feedback", ":")):
-                if ("error", control) in part:
-                    there = part["error", control].dropna()
-                    rates = there.index.get_level_values("learning_rate")
-                    errors = [max(_error_center(values), 0.05) for values in there]
-                    axis.plot(rates, errors, line, color=color, marker="o", markersize=4)
-        axis.set_yticks([0.1, 0.3, 1, 3, 10], ["0.1", "0.3", "1", "3", "10"])
-        rates = sorted(set(table.loc[world].index.get_level_values("learning_rate")))
-        axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        axis.set_ylim(0.04, 40)
-        axis.minorticks_off()
-    axes[-1].set_xlabel("learning rate")
-    lines = [Line2D([], [], color=PALETTE[i % len(PALETTE)]) for i in range(len(settings))]
-    lines += [Line2D([], [], color=INK, linestyle=style) for style in ("-", ":")]
-    figure.legend(
-        lines,
-        [
-            *(f"{name} rollouts" if name.isdigit() else name for name in settings),
-            "control alone",
-            "learning rate lowered at the limit",
-        ],
-        loc="outside lower center",
-        ncols=3,
-    )
-    return figure
-
-
 def markdown(table: pd.DataFrame) -> str:
     """Write a table of texts in Markdown."""
     lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
@@ -542,141 +357,7 @@ def into_page(made: str, page: Path) -> None:
     page.write_text(f"{before}{START}\n\n{made}\n\n{END}{after}")
 
 
-# Figures ------------------------------------------------------------------------------------
-
-
-def curves(result: Result) -> Figure:
-    """Small multiples of entropy (nats per token) over optimizer steps.
-
-    The schedules of the first part, then those of parts that compare. Every run starts its schedule
-    at its own first measured entropy. So that seeds share a dashed line, it is the mean target, and
-    each probe is drawn at its distance from its own target: mean and range over seeds.
-    """
-    shown = []
-    for place, part in enumerate(result.study.tables):
-        if place and not part.better_of:
-            continue
-        names = _methods(part)
-        for schedule in part.schedules:
-            title = ", ".join(filter(None, [schedule, part.title if part.better_of else ""]))
-            if len(names) > CROWD:
-                shown += [(part, schedule, name, [name]) for name in names]
-            else:
-                shown.append((part, schedule, title, names))
-    columns = min(3, len(shown))
-    lines = -(-len(shown) // columns)
-    figure = empty_figure(WIDE, 4.0 if lines == 1 else 1.9 * lines + 0.5)
-    crowded = len(shown) > 2 * CROWD
-    grid = figure.subplots(lines, columns, sharey=crowded, squeeze=False)
-    handles: dict[str, Line2D] = {}
-    for axis, (part, schedule, title, names) in zip(grid.flat, shown, strict=False):
-        axis.set_title(title)
-        groups = {name: result.group(part, name, schedule) for name in names}
-        handles |= _panel(axis, result.study, {k: v for k, v in groups.items() if len(v)})
-    if crowded:  # the middles set the common range, not one seed's peak
-        middles = np.concatenate([line.get_ydata() for axis in grid.flat for line in axis.lines])
-        grid[0][0].set_ylim(0.9 * middles.min(), 1.05 * middles.max())
-    for row in grid:
-        row[0].set_ylabel("entropy\n(nats per token)")
-    for axis in grid.flat[len(shown) :]:
-        axis.set_visible(False)
-    label_steps(grid[-1])
-    if not crowded:
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=6)
-    return figure
-
-
-def _color(study: Study, method: str) -> str:
-    """The color of the rule that a method has."""
-    keys = merge(study.base, study.of(method)).get("control", {})
-    return color_of(keys.get("rule", "tilt") or "GRPO")
-
-
-def _panel(axis: Axes, study: Study, groups: dict[str, pd.DataFrame]) -> dict[str, Line2D]:
-    """Draw mean and range of the methods around the mean target; return the legend's handles."""
-    if not groups:
-        axis.text(0.5, 0.5, "not run yet", transform=axis.transAxes, ha="center", color=SOFT)
-        return {}
-    first = next(iter(groups.values()))["curve"]
-    target = pd.concat(list(first)).groupby("step")["target"].mean()
-    handles, colors = {}, [_color(study, name) for name in groups]
-    for place, (name, group) in enumerate(groups.items()):
-        color = colors[place]
-        dashes = ["-", (0, (5, 1.5)), (0, (1.5, 1.2))][colors[:place].count(color) % 3]
-        own = pd.concat(list(group["curve"]))
-        gaps = (own["probe"] - own["target"]).groupby(own["step"])
-        steps = gaps.mean().index
-        middle = np.interp(steps, target.index, target)
-        look: dict[str, Any] = {
-            "color": color,
-            "linestyle": dashes,
-            "lw": 1.4,
-            "marker": ".",
-            "ms": 4,
-        }
-        [handles[name]] = axis.plot(steps, middle + gaps.mean(), **look)
-        low, high = middle + gaps.min(), middle + gaps.max()
-        axis.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
-    dashed: dict[str, Any] = {"color": INK, "lw": 1.4, "linestyle": (0, (4, 2)), "zorder": 4}
-    [handles["target"]] = axis.plot(target.index, target, **dashed)
-    return handles
-
-
-def tradeoff(result: Result) -> Figure:
-    """Reward and pass@k at the end against the entropy that is left, one point per method."""
-    widest, rows = pass_keys(result.cells)[-1], []
-    panels = {"final_reward": "reward, last 20 steps", widest: f"{widest} at the end"}
-    for method, group in result.cells.groupby("method", sort=False):
-        row = {key: interval(_values(group, key)).center for key in ("entropy_end", *panels)}
-        color = PALETTE[0] if group["steered"].all() else PALETTE[1]
-        rows.append(row | {"method": method, "color": color})
-    points = pd.DataFrame(rows).sort_values("entropy_end")
-    points = points[points["entropy_end"] < EXPLODED]
-    figure = empty_figure(WIDE, 4.0 * len(panels))
-    for axis, (key, title) in zip(figure.subplots(len(panels), 1), panels.items(), strict=True):
-        axis.set(title=title, xlabel="entropy at the end, nats per token")
-        _scatter(axis, points, key)
-    dots = [Line2D([], [], linestyle="", marker="o", color=color) for color in PALETTE[:2]]
-    labels = ["steered by the schedule", "not steered"]
-    figure.legend(dots, labels, loc="outside upper right", ncols=2)
-    return figure
-
-
-def _scatter(axis: Axes, points: pd.DataFrame, key: str) -> None:
-    """Points, and their names in a column at either side."""
-    axis.scatter(points["entropy_end"], points[key], s=25, color=points["color"], zorder=3)
-    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
-    axis.set(xlim=(left, right), ylim=(low, high))
-    middle = len(points) // 2
-    for edge, at, column in ((left, "right", points[:middle]), (right, "left", points[middle:])):
-        ordered = column.sort_values(key, ascending=False)
-        ordered["place"] = np.linspace(high, low, len(column))
-        for _, point in ordered.iterrows():
-            axis.plot(
-                [point["entropy_end"], edge], [point[key], point["place"]], color=SHADE, lw=0.5
-            )
-            bold = "bold" if point["method"] in ("GRPO", "tilt") else "normal"
-            text = f"  {point['method']}  "
-            look: dict[str, Any] = {
-                "ha": at,
-                "va": "center",
-                "fontsize": 8,
-                "weight": bold,
-                "color": SOFT,
-            }
-            axis.text(edge, point["place"], text, **look)
-    axis.tick_params(axis="y", pad=75)
-
-
 # The command --------------------------------------------------------------------------------
-
-
-def tracking() -> Result:
-    """The tracking study: ours with the present code, its rivals with the first version's."""
-    ours, first = read(RESULTS / "tracking-0.2.json"), read(RESULTS / "tracking.json")
-    methods = set(ours.cells["method"])
-    ran = [p for p in ours.study.tables if not p.better_of and methods & set(p.methods)]
-    return with_rivals(ours, first, [part.name for part in ran], ("peers",))
 
 
 def pages() -> dict[Path, str]:
@@ -697,11 +378,11 @@ def pages() -> dict[Path, str]:
             [tables(tracking()), "## The first version", older]
         ),
         ROOT / "README.md": readme_table(tracking()),
-        ROOT / "docs" / "reach.md": reach_table(_json("reach")),
+        ROOT / "docs" / "reach.md": reach_table(read_json("reach")),
         ROOT / "docs" / "when.md": frontier_tables(
             read(RESULTS / "frontier.json"), "adaptive_bonus", "GRPO"
         ),
-        ROOT / "docs" / "cost.md": other_table(_json("cost")),
+        ROOT / "docs" / "cost.md": other_table(read_json("cost")),
         ROOT / "docs" / "peers.md": "\n\n".join([tables(peers), heading, tables(variants)]),
     }
 
@@ -716,13 +397,9 @@ def figures() -> dict[Path, Figure]:
         images / "peers.png": curves(peers),
         images / "peers_tradeoff.png": tradeoff(peers),
         images / "frontier.png": frontier.figure(read(RESULTS / "frontier.json")),
-        images / "reach.png": reach_figure(_json("reach")),
+        images / "reach.png": reach_figure(read_json("reach")),
         images / "verl.png": curves(read(RESULTS / "verl.json")),
     }
-
-
-def _json(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from benchmarks import frontier, tables
+from benchmarks import frontier, studies, tables
 from entrocraft.lab.grid.study import Study
 
 STUDY = Study(
@@ -28,7 +28,7 @@ def cells(method, rewards, seeds):
 @pytest.fixture
 def result():
     both = [cells("ours", [0.3, 0.5, 0.1], [1, 3, 2]), cells("bonus", [0.2, 0.3, 0.9], [1, 3, 4])]
-    found = tables.Result(STUDY, pd.concat(both), ["bonus/short/2"], {}, "entrocraft compare x")
+    found = studies.Result(STUDY, pd.concat(both), ["bonus/short/2"], {}, "entrocraft compare x")
     found.study.seeds.append(4)
     return found
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import tables
+from benchmarks import studies, tables
 from entrocraft.lab.grid.results import Results, aim
 from entrocraft.lab.grid.study import Study
 from entrocraft.lab.statistics import interval
@@ -114,12 +114,12 @@ def test_other_results_have_a_table(name, capsys):
 
 def test_a_file_of_no_study_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"nothing\.json is no result file"):
-        tables.read(tmp_path / "nothing.json")
+        studies.read(tmp_path / "nothing.json")
 
 
 def test_columns_of_pass_at_k_are_in_order_of_k():
     names = ["pass@8", "seed", "pass@16", "pass@1", "pass@4", "pass@2"]
-    assert tables.pass_keys(names) == ["pass@1", "pass@2", "pass@4", "pass@8", "pass@16"]
+    assert studies.pass_keys(names) == ["pass@1", "pass@2", "pass@4", "pass@8", "pass@16"]
 
 
 def test_table_arithmetic(tmp_path, capsys):
@@ -157,9 +157,9 @@ def test_rivals_of_an_older_file_stand_beside_ours(tmp_path):
         for i in range(3)
     ]
     rivals += [f"GRPO/{i}" for i in range(3)]
-    ours = tables.read(filled(tmp_path / "ours.json", leave_out=(*rivals, "tilt/up/2")))
-    theirs = tables.read(filled(tmp_path / "theirs.json"))
-    whole = tables.with_rivals(ours, theirs, ["main"], ["peers"])
+    ours = studies.read(filled(tmp_path / "ours.json", leave_out=(*rivals, "tilt/up/2")))
+    theirs = studies.read(filled(tmp_path / "theirs.json"))
+    whole = studies.with_rivals(ours, theirs, ["main"], ["peers"])
     counts = whole.cells.groupby("method").size().to_dict()
     assert counts == {"tilt": 8, "GRPO": 6, "sign-0": 6, "sign-0.05": 6}
     assert whole.missing == ["tilt/up/2"]
@@ -176,7 +176,7 @@ def test_missing_cells_are_named_and_no_table_mixes_settings(tmp_path, capsys):
     assert data["missing"] == ["tilt/up/2"]
     data["cells"]["sign-0/flat/0"]["settings_hash"] = "another"
     path.write_text(json.dumps(data))
-    result = tables.read(path)
+    result = studies.read(path)
     assert result.missing == ["tilt/up/2", "sign-0/flat/0"]
     assert len(result.cells) == 3 * 3 + 3 * 3 * 2 - 2
     tables.main([str(path)])
@@ -186,7 +186,7 @@ def test_missing_cells_are_named_and_no_table_mixes_settings(tmp_path, capsys):
 def test_pages_get_their_tables_between_the_marks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- tables -->\nold\n<!-- end of tables -->\nafter\n")
-    made = tables.readme_table(tables.read(filled(tmp_path / "tracking.json")))
+    made = tables.readme_table(studies.read(filled(tmp_path / "tracking.json")))
     tables.into_page(made, page)
     lines = [line for line in page.read_text().splitlines() if line]
     assert (lines[0], lines[-1]) == ("before", "after")
@@ -234,7 +234,7 @@ def test_the_values_that_were_tried_are_shown(tmp_path):
     digest = study.choose({"bonus": 2}).digest(entry)
     results.add(entry, aim(cell | {"settings_hash": digest, "probe": probe}, "0.4"))
     results.write(study)
-    rows = rows_of(tables.tables(tables.read(results.path)))
+    rows = rows_of(tables.tables(studies.read(results.path)))
     assert rows[2][:4] == ["bonus", "1", "bonus 2", "0.0100"]
     assert rows[-1] == ["bonus", "bonus", "1: 0.0200 (0.41)", "2: 0.0100 (0.41)"]
 
