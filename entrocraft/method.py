@@ -3,7 +3,6 @@
 import copy
 import math
 import re
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -17,6 +16,7 @@ from entrocraft.feedback.start import start_warnings
 from entrocraft.feedback.target import Target, TargetError
 from entrocraft.rollouts import RolloutBatch, RolloutStats, StepInfo, TokenBatch
 from entrocraft.storage import read_number
+from entrocraft.typed import is_number
 
 __all__ = [
     "Decision",
@@ -462,9 +462,7 @@ def checked(
     Raises:
         ValueError: it is not finite, outside [low, high], or not above `above`.
     """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    finite = is_number and abs(value) <= sys.float_info.max  # also of a huge integer
-    if finite and low <= value <= high and value > above:
+    if is_number(value) and low <= value <= high and value > above:
         return value
     bounds = {"at least": low, "above": above, "at most": high}
     limits = [f"{side} {bound:g}" for side, bound in bounds.items() if math.isfinite(bound)]

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from entrocraft.typed import is_number
+
 __all__ = ["read_checkpoint", "read_number", "write_atomically", "write_checkpoint"]
 
 _CHECKPOINT = "entrocraft.json"
@@ -68,8 +70,7 @@ def read_number(
         ValueError, KeyError: none there, of another type (bool or text, say), or out of range.
     """
     value = state[name]
-    numeric = isinstance(value, int if kind is int else (int, float))
-    if numeric and not isinstance(value, bool) and low <= value <= high:
+    if is_number(value, kind) and low <= value <= high:
         return kind(value)
     wanted = "a whole number" if kind is int else "a number"
     found = f"{name} is {value!r}"[:80]

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["check_type", "check_types"]
+__all__ = ["check_type", "check_types", "is_number"]
 
 
 def check_types(settings: Any, section: str = "") -> None:
@@ -34,6 +34,12 @@ def check_type(name: str, value: Any, kind: Any) -> None:
         raise ValueError(f"{name} is {_shown(value)}; it has to be {_text(kind)}")
 
 
+def is_number(value: Any, kind: type = float) -> bool:
+    """Whether a value is a finite number, or a whole one; true and false are none."""
+    number = isinstance(value, Integral if kind is int else Real)
+    return number and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 @functools.cache
 def _hints(of: Any) -> dict[str, Any]:
     return get_type_hints(of)
@@ -51,8 +57,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is dict and isinstance(value, dict):
         return all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
     if kind is float or kind is int:
-        number = isinstance(value, Integral if kind is int else Real)
-        return number and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        return is_number(value, kind)
     if kind is Path:
         return isinstance(value, (str, Path))
     return kind is Any or isinstance(value, origin or kind)

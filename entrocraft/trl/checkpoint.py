@@ -49,8 +49,7 @@ class EntropyControlState(TrainerCallback, ExportableState):
             # entrocraft 0.1.0 called it memory
             key = "method_state" if "method_state" in attributes else "memory"
             self.method.load_state_dict(attributes[key])
-        batch = args.steps_per_generation * args.num_iterations
-        if step * args.gradient_accumulation_steps % batch:
+        if batches_before(args, step) % 1:
             _warn(
                 f"step {step} lies in the middle of a rollout batch: TRL keeps no rollouts in "
                 "checkpoints and makes new ones, so the run goes on, but not as the uninterrupted "
@@ -62,6 +61,12 @@ class EntropyControlState(TrainerCallback, ExportableState):
         self.method.prepare(steps=state.max_steps)
         for text in self.method.start_warnings(state.max_steps, *rollouts_and_decay(args)):
             _warn(text)
+
+
+def batches_before(args: Any, step: int) -> float:
+    """Rollout batches that are used up after some optimizer steps; whole where the next begins."""
+    micro_batches = args.steps_per_generation * args.num_iterations
+    return step * args.gradient_accumulation_steps / micro_batches
 
 
 def rollouts_and_decay(args: Any) -> tuple[int, str | None]:

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from entrocraft.method import EntropyControlWarning
 from entrocraft.steering import Command, Steered, read_command, read_steered
+from entrocraft.trl.checkpoint import batches_before
 
 __all__ = ["Steering"]
 
@@ -72,7 +73,7 @@ class Steering(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before a batch: change the schedule, wait while the run is paused."""
         method, step = self._trainer.entropy_control, state.global_step
-        if not _begins_batch(args, step):
+        if batches_before(args, step) % 1:
             return
         if method is not None and method.initial is None:
             return  # no schedule can be judged before the first batch
@@ -88,7 +89,7 @@ class Steering(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After a batch: end the run if it is to stop; a checkpoint is written."""
-        if not _begins_batch(args, state.global_step):
+        if batches_before(args, state.global_step) % 1:
             return
         command = self._new_command()
         if command is not None and command.action == "stop":
@@ -160,9 +161,3 @@ class Steering(TrainerCallback):
             # those still due are not lost if the run is killed before
             changes=(*self._changes, *self._due),
         ).write(self._directory)
-
-
-def _begins_batch(args: Any, step: int) -> bool:
-    """Whether the step after `step` steps takes a new rollout batch."""
-    batch = args.steps_per_generation * args.num_iterations
-    return step * args.gradient_accumulation_steps % batch == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from entrocraft.lab.tasks.base import Problem, Split, Task, extract_answer
-from entrocraft.lab.tasks.rewards import BUILT_IN, RewardFunction, checked, get_reward
+from entrocraft.lab.tasks.rewards import BUILT_IN, RewardFunction, as_rewards, get_reward
 from entrocraft.lab.waiting import progress_bar
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
@@ -141,7 +141,7 @@ class DataTask(Task):
             "answer": [problem.answer for problem in problems],
             "completions": list(completions),
         }
-        return checked(self._reward(**arguments), len(problems), self.reward)
+        return as_rewards(self._reward(**arguments), len(problems), self.reward)
 
     @property
     def _held_out(self) -> tuple[str | None, str]:

@@ -131,7 +131,7 @@ def _check_signature(function: Any, name: str) -> None:
         )
 
 
-def checked(rewards: Any, count: int, name: str) -> list[float | None]:
+def as_rewards(rewards: Any, count: int, name: str) -> list[float | None]:
     """Return what a reward function gave, as a list of numbers and None.
 
     Raises:

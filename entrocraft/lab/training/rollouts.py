@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from entrocraft.lab.records import read_rollouts
 from entrocraft.lab.tasks.base import completion_text
 from entrocraft.storage import write_atomically
+from entrocraft.trl.checkpoint import batches_before
 
 PER_BATCH = 4
 BATCHES = 200
@@ -39,14 +40,16 @@ class RolloutSamples(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep what was recorded before the step that the run starts from."""
         self._records = [r for r in read_rollouts(self._path) if r["step"] < state.global_step]
-        self._every = max(math.gcd(*(self._batch(args, r["step"]) for r in self._records)), 1)
+        self._every = max(
+            math.gcd(*(int(batches_before(args, r["step"])) for r in self._records)), 1
+        )
         self._decision = self._trainer.last_decision
         self._write()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record the batch that was decided on for this step, if there was one."""
         decision, step = self._trainer.last_decision, state.global_step - 1
-        if decision is self._decision or self._batch(args, step) % self._every:
+        if decision is self._decision or int(batches_before(args, step)) % self._every:
             return
         self._decision = decision
         self._records.append({"step": step, "rollouts": self._rollouts(decision)})
@@ -56,13 +59,9 @@ class RolloutSamples(TrainerCallback):
             return
         self._every *= 2
         self._records = [
-            r for r in self._records if self._batch(args, r["step"]) % self._every == 0
+            r for r in self._records if int(batches_before(args, r["step"])) % self._every == 0
         ]
         self._write()
-
-    def _batch(self, args: Any, step: int) -> int:
-        micro_batches = args.steps_per_generation * args.num_iterations
-        return step * args.gradient_accumulation_steps // micro_batches
 
     def _write(self) -> None:
         write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in self._records))

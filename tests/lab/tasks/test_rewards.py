@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from entrocraft.lab.tasks import mathematics
-from entrocraft.lab.tasks.rewards import checked, get_reward, letter
+from entrocraft.lab.tasks.rewards import as_rewards, get_reward, letter
 
 
 def workers():
@@ -94,7 +94,7 @@ def test_functions_of_modules_and_files(tmp_path, monkeypatch):
 
 
 def test_what_a_function_gives_is_checked():
-    assert checked((1, None, True), 3, "r") == [1.0, None, 1.0]
+    assert as_rewards((1, None, True), 3, "r") == [1.0, None, 1.0]
     for given, message in {
         (1.0,): "gave 1 values for 2 completions",
         None: "gave NoneType for 2",
@@ -102,4 +102,4 @@ def test_what_a_function_gives_is_checked():
         (float("nan"), 1): "gave nan; rewards are finite",
     }.items():
         with pytest.raises(ValueError, match=message):
-            checked(given, 2, "r")
+            as_rewards(given, 2, "r")
