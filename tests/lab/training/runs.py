@@ -1,5 +1,6 @@
 """Models and settings of training runs that take seconds."""
 
+import signal
 from pathlib import Path
 
 import yaml
@@ -48,3 +49,8 @@ def keys(home, output, **changes):
 def config_file(path, values):
     path.write_text(yaml.safe_dump(values))
     return str(path)
+
+
+def obey_ctrl_c():
+    """In a new process: take SIGINT as a terminal sends it; a job in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -18,7 +18,7 @@ import pytest
 from entrocraft.lab.records import read_records
 from entrocraft.steering import read_steered
 from tests.lab.report.test_report import records, write_run
-from tests.lab.training.runs import config_file, keys, make_home
+from tests.lab.training.runs import config_file, keys, make_home, obey_ctrl_c
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 if BROWSER is None:
@@ -48,6 +48,7 @@ def started(tmp_path):
     file = config_file(tmp_path / "new.yaml", values)
     entrocraft = [sys.executable, "-m", "entrocraft"]
     quiet = {"stderr": subprocess.DEVNULL, "text": True, "start_new_session": True}
+    quiet["preexec_fn"] = obey_ctrl_c
     training = subprocess.Popen([*entrocraft, "train", file], stdout=subprocess.DEVNULL, **quiet)
     watch = subprocess.Popen(
         [*entrocraft, "watch", str(runs), "--port", "0"], stdout=subprocess.PIPE, **quiet

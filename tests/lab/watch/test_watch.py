@@ -18,6 +18,7 @@ from entrocraft.lab.watch.runs import RunReader
 from entrocraft.lab.watch.server import serve
 from entrocraft.steering import Steered, read_command
 from tests.lab.report.test_report import records, write_run
+from tests.lab.training.runs import obey_ctrl_c
 
 STEERED = Steered(step=41, steps=80, schedule="linear(0.5, 0.3, 40)", initial=0.5)
 
@@ -213,7 +214,12 @@ def test_only_this_machine_or_a_token_gets_in(live):
 def test_the_command_serves_until_ctrl_c_and_leaves_no_process(live):
     command = [sys.executable, "-m", "entrocraft", "watch", str(live), "--port", "0"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=obey_ctrl_c,
     )
     try:
         address = process.stdout.readline().rpartition(" at ")[2].strip()
